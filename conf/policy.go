@@ -1,0 +1,154 @@
+package conf
+
+import (
+	"time"
+
+	"github.com/bindgate/bindgate/wire"
+)
+
+// Policy is policy.toml: what the unprivileged side decides. It is read by the policy process only, and is no part of the boundary.
+type Policy struct {
+	User   string   `toml:"user"`   // whom bindgate becomes when root starts it
+	Groups []string `toml:"groups"` // supplementary groups for plugin sockets
+	Helper struct {
+		Transport string `toml:"transport"` // TransportExec or TransportSocket
+		Path      string `toml:"path"`
+		Socket    string `toml:"socket"`
+	} `toml:"helper"`
+	State struct {
+		Dir string `toml:"dir"` // the journal's folder
+	} `toml:"state"`
+	Volume struct {
+		DefaultDriver  string `toml:"default_driver"`
+		ExplicitCreate bool   `toml:"explicit_create"` // a volume that a job names must exist
+		RemoveDisable  bool   `toml:"remove_disable"`  // refuse every volume rm (REX-Ray's remove.disable)
+	} `toml:"volume"`
+	Timeouts Timeouts          `toml:"timeouts"`
+	Drivers  map[string]Driver `toml:"driver"`
+	Plugins  struct {
+		SocketDirs []string `toml:"socket_dirs"`
+		SpecDirs   []string `toml:"spec_dirs"`
+	} `toml:"plugins"`
+	Hook struct {
+		DVDIEnv bool `toml:"dvdi_env"` // believe DVDI variables in a container's process.env
+	} `toml:"hook"`
+	Rules []Rule `toml:"rule"`
+}
+
+// Timeouts are the deadlines of the stages. Zero in a driver's own table means the general one.
+type Timeouts struct {
+	Mount   time.Duration `toml:"mount"`
+	Unmount time.Duration `toml:"unmount"`
+	Call    time.Duration `toml:"call"`
+	Helper  time.Duration `toml:"helper"`
+}
+
+// A Driver is what policy.toml says of one volume driver.
+type Driver struct {
+	Address        string            `toml:"address"` // instead of discovery: unix://, tcp://, http://, https://
+	Timeouts       Timeouts          `toml:"timeouts"`
+	ExplicitCreate bool              `toml:"explicit_create"`
+	Options        map[string]string `toml:"options"` // added to a volume's options where the job does not name them
+	Counting       string            `toml:"counting"`
+	Roots          []string          `toml:"roots"` // every mountpoint of the driver lies beneath one of these (T43)
+}
+
+// Values of a driver's counting: one Mount and Unmount per volume and host, or one per container.
+const (
+	CountVolume    = "volume"
+	CountContainer = "container"
+)
+
+// Values of helper.transport.
+const (
+	TransportExec   = "exec"
+	TransportSocket = "socket"
+)
+
+// A Rule says who may use which volume, in which mode, where. Its strings are globs in which * matches anything; an empty one or an empty list matches
+// all. The first rule that matches decides; where none does the volume is denied.
+type Rule struct {
+	Driver     string   `toml:"driver"`
+	Volume     string   `toml:"volume"`
+	Containers []string `toml:"containers"`
+	Owners     []string `toml:"owners"`
+	Modes      []string `toml:"modes"`
+	Paths      []string `toml:"paths"`
+	Action     string   `toml:"action"` // "allow" or "deny"
+}
+
+// DefaultPolicy returns the configuration of an empty policy.toml.
+func DefaultPolicy() *Policy {
+	p := &Policy{User: User()}
+	p.Helper.Transport, p.Helper.Path, p.Helper.Socket = TransportExec, HelperPath(), HelperSocket()
+	p.State.Dir = JournalDir()
+	p.Volume.DefaultDriver = "local"
+	p.Timeouts = Timeouts{Mount: 120 * time.Second, Unmount: 600 * time.Second, Call: 60 * time.Second, Helper: 30 * time.Second}
+	p.Plugins.SocketDirs = []string{"/run/docker/plugins"}
+	p.Plugins.SpecDirs = []string{"/etc/docker/plugins", "/usr/lib/docker/plugins"}
+	return p
+}
+
+// LoadPolicy reads and validates the policy.toml of the installation, under the same rules for its owner as helper.toml. Errors have the code config.
+func LoadPolicy() (*Policy, error) {
+	data, err := readTrusted(PolicyTOML())
+	if err != nil {
+		return nil, err
+	}
+	return ParsePolicy(data)
+}
+
+// ParsePolicy is LoadPolicy without the file.
+func ParsePolicy(data []byte) (*Policy, error) {
+	p := DefaultPolicy()
+	if err := decode("policy.toml", data, p); err != nil {
+		return nil, err
+	}
+	bad := func(key string, v any, want string) error {
+		return wire.Errorf(wire.Config, "config", "cannot use %s = %v in policy.toml: it must be %s", key, v, want)
+	}
+	if t := p.Helper.Transport; t != TransportExec && t != TransportSocket {
+		return nil, bad("helper.transport", t, "exec or socket")
+	}
+	for _, path := range []string{p.Helper.Path, p.Helper.Socket, p.State.Dir} {
+		if q, err := wire.ParsePath(path); err != nil || !q.Absolute {
+			return nil, bad("a path", path, "absolute")
+		}
+	}
+	timeouts := map[string]Timeouts{"timeouts": p.Timeouts}
+	for name, d := range p.Drivers {
+		if d.Counting != "" && d.Counting != CountVolume && d.Counting != CountContainer {
+			return nil, bad("driver."+name+".counting", d.Counting, "volume or container")
+		}
+		timeouts["driver."+name+".timeouts"] = d.Timeouts
+	}
+	for where, t := range timeouts {
+		for _, d := range []time.Duration{t.Mount, t.Unmount, t.Call, t.Helper} {
+			if d < 0 || where == "timeouts" && d == 0 {
+				return nil, bad(where, d, "a positive duration such as \"120s\"")
+			}
+		}
+	}
+	for i, r := range p.Rules {
+		if r.Action != "allow" && r.Action != "deny" {
+			return nil, bad("the action of rule", i+1, "allow or deny")
+		}
+		for _, m := range r.Modes {
+			if m != wire.ModeRO && m != wire.ModeRW {
+				return nil, bad("modes of a rule", m, "ro or rw")
+			}
+		}
+	}
+	return p, nil
+}
+
+// For returns the deadlines for one driver: its own where it has them.
+func (p *Policy) For(driver string) Timeouts {
+	t, own := p.Timeouts, p.Drivers[driver].Timeouts
+	for _, x := range []struct{ to, from *time.Duration }{{&t.Mount, &own.Mount}, {&t.Unmount, &own.Unmount}, {&t.Call, &own.Call}, {&t.Helper, &own.Helper}} {
+		if *x.from != 0 {
+			*x.to = *x.from
+		}
+	}
+	return t
+}

@@ -1,0 +1,214 @@
+package privops
+
+import (
+	"strconv"
+	"syscall"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/bindgate/bindgate/namespace"
+	"github.com/bindgate/bindgate/wire"
+)
+
+// Stage gives every tree its final attributes where nobody can see it, and locks them.
+//
+// A container's root with SYS_ADMIN, in its own user namespace or in the host's, can remount what was moved in: rw, suid, dev. The kernel does not allow that for a mount that was copied
+// into a mount namespace of another, less privileged user namespace: such a copy has its attributes locked, and a clone of it keeps the locks (mount_namespaces(7), "Restrictions on mount
+// namespaces"). So the trees pass through one:
+//
+//  1. On this thread, enter a private copy of the container's mount namespace (a copy of the host's would cost by the number of its mounts) and put an empty tmpfs on its root. Nobody else is in it.
+//  2. Move each tree onto a name in that tmpfs, look at every mount in it: allowed type, sealed. What is checked is what will be attached, so nothing can be mounted in between (T45).
+//  3. Set the attributes, recursively (T23).
+//  4. One child, with a fresh user and mount namespace, sees locked copies, clones each and leaves the clones in our descriptor table.
+//
+// A volume that lands in another one of the request is then resolved in that one's tree. list is in the order of Order. The thread is left in the staging namespace; the next Enter leaves it, and with the last descriptor it vanishes. Errors: source_forbidden, unsupported_kernel, system.
+func Stage(list []*Attachment, ns namespace.NS, lock bool) error {
+	if err := ns.Enter(); err != nil {
+		return err
+	}
+	top, err := stagingRoot()
+	if err != nil {
+		return wire.Errorf(wire.System, "stage", "cannot make a staging namespace: %v", err)
+	}
+	defer unix.Close(top)
+	for i, a := range list {
+		if err := a.stage(top, strconv.Itoa(i)); err != nil {
+			return err
+		}
+	}
+	slots := make([]int, len(list))
+	for i, a := range list {
+		slots[i] = a.tree
+	}
+	if e := cloneTrees(slots, lock); e != 0 {
+		return lockFailed(e)
+	}
+	for _, a := range list {
+		id, _, err := namespace.MountOf(a.tree)
+		if err != nil {
+			return wire.Errorf(wire.UnsupportedKernel, "stage", "cannot name the detached mount of %s: %v", a.Source.Path, err)
+		}
+		a.ID, a.Locked = id, lock
+		if a.Outer != nil {
+			if err := a.Point.moveInto(a.Outer.Point, a.Outer.tree); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// stagingRoot makes the thread's root an empty tmpfs in a mount namespace that only this thread is in.
+func stagingRoot() (int, error) {
+	if err := unix.Unshare(unix.CLONE_NEWNS); err != nil {
+		return -1, err
+	}
+	// What follows must not propagate to the container's own mounts.
+	if err := unix.MountSetattr(unix.AT_FDCWD, "/", unix.AT_RECURSIVE, &unix.MountAttr{Propagation: unix.MS_PRIVATE}); err != nil {
+		return -1, err
+	}
+	fs, err := unix.Fsopen("tmpfs", unix.FSOPEN_CLOEXEC)
+	if err != nil {
+		return -1, err
+	}
+	defer unix.Close(fs)
+	if err := unix.FsconfigCreate(fs); err != nil {
+		return -1, err
+	}
+	top, err := unix.Fsmount(fs, unix.FSMOUNT_CLOEXEC, 0)
+	if err == nil {
+		err = unix.MoveMount(top, "", unix.AT_FDCWD, "/", unix.MOVE_MOUNT_F_EMPTY_PATH)
+	}
+	if err == nil {
+		err = unix.Fchdir(top)
+	}
+	if err == nil {
+		err = unix.Chroot(".") // else the child below is refused: the kernel takes us for chrooted
+	}
+	return top, err
+}
+
+func (a *Attachment) stage(top int, name string) (err error) {
+	if a.Source.IsDir {
+		err = unix.Mkdirat(top, name, 0o700)
+	} else {
+		var fd int
+		if fd, err = unix.Openat(top, name, unix.O_CREAT|unix.O_EXCL|unix.O_WRONLY|unix.O_CLOEXEC, 0o600); err == nil {
+			unix.Close(fd)
+		}
+	}
+	if err == nil {
+		err = unix.MoveMount(a.tree, "", top, name, unix.MOVE_MOUNT_F_EMPTY_PATH)
+	}
+	if err != nil {
+		return wire.Errorf(wire.System, "stage", "cannot stage %s: %v", a.Source.Path, err)
+	}
+	if err := a.checkSubmounts(); err != nil {
+		return err
+	}
+	if err := unix.MountSetattr(a.tree, "", unix.AT_EMPTY_PATH|unix.AT_RECURSIVE, &unix.MountAttr{Attr_set: a.Attr, Propagation: unix.MS_PRIVATE}); err != nil {
+		return wire.Errorf(wire.System, "stage", "cannot set the attributes of %s: %v", a.Source.Path, err)
+	}
+	return nil
+}
+
+// checkSubmounts judges what else is mounted in the source.
+func (a *Attachment) checkSubmounts() error {
+	id, _, err := namespace.MountOf(a.tree)
+	if err != nil {
+		return wire.Errorf(wire.System, "stage", "cannot examine %s: %v", a.Source.Path, err)
+	}
+	below, err := namespace.ListMounts(id, 0, 0, namespace.MaxMounts)
+	if err != nil || len(below) == namespace.MaxMounts {
+		return wire.Errorf(wire.SourceForbidden, "stage", "cannot use the source %s: the mounts in it cannot be listed, or are %d or more", a.Source.Path, namespace.MaxMounts)
+	}
+	for _, sub := range below {
+		m, err := namespace.StatMount(sub, 0)
+		switch {
+		case err != nil:
+			return wire.Errorf(wire.System, "stage", "cannot examine a mount in %s: %v", a.Source.Path, err)
+		case isFUSE(m.Type) && !a.Source.allowFUSE:
+			return wire.Errorf(wire.SourceForbidden, "stage", "cannot use the source %s: a %s filesystem is mounted in it", a.Source.Path, m.Type).
+				WithHint("root can set allow_fuse = true for its [[source]] in helper.toml")
+		case !a.Source.sealedByFolder && !sealed(m):
+			return wire.Errorf(wire.SourceForbidden, "stage", "cannot use the source %s: a mount in it lacks nosuid or nodev, so it is not sealed", a.Source.Path)
+		}
+	}
+	return nil
+}
+
+func lockFailed(e syscall.Errno) error {
+	err := wire.Errorf(wire.System, "lock", "cannot lock the attributes: %v", e)
+	if e == unix.ENOSPC || e == unix.EUSERS || e == unix.EPERM {
+		err.Code = wire.UnsupportedKernel
+		err.Hint = "locking needs user namespaces: see user.max_user_namespaces and user.max_mnt_namespaces (sysctl)"
+	}
+	return err
+}
+
+// names of the staged trees, as C strings: the child below must not allocate.
+var stagedNames = func() (names [wire.MaxBlocks][5]byte) {
+	for i := range names {
+		copy(names[i][:4], strconv.Itoa(i))
+	}
+	return
+}()
+
+// cloneTrees replaces each descriptor in slots, a tree staged under its index in the working directory, by a detached clone of it. With lock a child with a fresh user and mount
+// namespace makes the clones, so that their attributes are locked. The descriptor table is shared with the child (CLONE_FILES), its memory is a copy, and this thread waits (CLONE_VFORK). The child makes
+// raw system calls only, with all signals blocked, since the runtime's other threads do not exist in it; it has no exit signal, so that no disposition that the caller left us can reap it. It returns an errno, or 0.
+//
+//go:norace
+//go:noinline
+func cloneTrees(slots []int, lock bool) syscall.Errno {
+	if !lock {
+		return cloneInto(slots)
+	}
+	all, old := ^uint64(0), uint64(0)
+	syscall.RawSyscall6(unix.SYS_RT_SIGPROCMASK, unix.SIG_SETMASK, uintptr(unsafe.Pointer(&all)), uintptr(unsafe.Pointer(&old)), 8, 0, 0)
+	const flags = unix.CLONE_VFORK | unix.CLONE_FILES | unix.CLONE_NEWUSER | unix.CLONE_NEWNS
+	pid, _, errno := syscall.RawSyscall6(unix.SYS_CLONE, flags, 0, 0, 0, 0, 0)
+	if errno == 0 && pid == 0 {
+		e := cloneInto(slots)
+		for {
+			syscall.RawSyscall(unix.SYS_EXIT_GROUP, uintptr(e), 0, 0)
+		}
+	}
+	syscall.RawSyscall6(unix.SYS_RT_SIGPROCMASK, unix.SIG_SETMASK, uintptr(unsafe.Pointer(&old)), 0, 8, 0, 0)
+	if errno != 0 {
+		return errno
+	}
+	var status uint32
+	for {
+		_, _, e := syscall.RawSyscall6(unix.SYS_WAIT4, pid, uintptr(unsafe.Pointer(&status)), unix.WALL, 0, 0, 0)
+		if e == unix.EINTR {
+			continue
+		} else if e != 0 {
+			return e
+		}
+		break
+	}
+	if status&0x7f != 0 {
+		return unix.EINTR // killed
+	}
+	return syscall.Errno(status >> 8 & 0xff)
+}
+
+//go:norace
+//go:nosplit
+func cloneInto(slots []int) syscall.Errno {
+	dirfd := unix.AT_FDCWD
+	for i, slot := range slots {
+		const flags = unix.OPEN_TREE_CLONE | unix.OPEN_TREE_CLOEXEC | unix.AT_RECURSIVE
+		fd, _, e := syscall.RawSyscall(unix.SYS_OPEN_TREE, uintptr(dirfd), uintptr(unsafe.Pointer(&stagedNames[i])), flags)
+		if e == 0 {
+			_, _, e = syscall.RawSyscall(unix.SYS_DUP3, fd, uintptr(slot), unix.O_CLOEXEC)
+			syscall.RawSyscall(unix.SYS_CLOSE, fd, 0, 0)
+		}
+		if e != 0 {
+			return e
+		}
+	}
+	return 0
+}

@@ -1,0 +1,185 @@
+package state
+
+import (
+	"context"
+	"errors"
+	"io/fs"
+	"strconv"
+	"strings"
+
+	"github.com/bindgate/bindgate/wire"
+)
+
+// A Ledger is the helper's memory of what it attached: one record per mount namespace, named by its 64-bit id, and for each container an index entry, a symlink whose text is that id. The
+// kernel knows the rest: whether a recorded mount is there is asked of it by the mount's unique id, so a record is written before the attach and need not be touched after.
+type Ledger struct{ *Store }
+
+// A LedgerRecord is all that is attached in one mount namespace.
+type LedgerRecord struct {
+	NS     uint64 // 64-bit id of the mount namespace
+	Inode  uint64 // its inode number, to open it by handle
+	Mounts []LedgerMount
+}
+
+// A LedgerMount is one attached volume, or one that was about to be.
+type LedgerMount struct {
+	UID              uint32 // who attached it
+	Owner, Container string
+	PID              int    // of the container's process then, as the caller saw it
+	Target           string // container_path, clean
+	Source           string
+	Mode             string
+	ID               uint64 // STATX_MNT_ID_UNIQUE
+	Path             string // resolved, from the root that the container had
+	Prefix           string // of that root in the namespace, before the pivot
+	Made             int    // how many of Path's last components were to be made
+	RootUID, RootGID int    // file system ids of the container's root user
+}
+
+// IsOf reports whether the mount belongs to a container of an owner, attached by uid.
+func (m *LedgerMount) IsOf(uid uint32, owner, container string) bool {
+	return m.UID == uid && m.Owner == owner && m.Container == container
+}
+
+// LockNS locks the record of a mount namespace.
+func (l *Ledger) LockNS(ns uint64) (*Lock, error) { return l.Lock(context.Background(), ns<<1) }
+
+// LockVolume locks a local volume's name.
+func (l *Ledger) LockVolume(name string) (*Lock, error) {
+	return l.Lock(context.Background(), Key("volume", name))
+}
+
+func recordName(ns uint64) string { return strconv.FormatUint(ns, 10) }
+
+// indexName is the name of a container's entry. "+" is in no id, so two containers cannot have one name (T28).
+func indexName(uid uint32, owner, container string) string {
+	return "by+" + strconv.FormatUint(uint64(uid), 10) + "+" + owner + "+" + container
+}
+
+// ReadNS returns the record of a namespace, which is empty if there is none or if it is of an earlier boot. Errors: state_corrupt, system.
+func (l *Ledger) ReadNS(ns uint64) (*LedgerRecord, error) {
+	r, err := l.Read(recordName(ns))
+	if errors.Is(err, fs.ErrNotExist) || err == nil && r.Boot != l.boot {
+		return &LedgerRecord{NS: ns}, nil
+	} else if err != nil {
+		return nil, err
+	}
+	rec, err := parseLedger(r.Payload)
+	if err != nil || rec.NS != ns {
+		return nil, wire.Errorf(wire.StateCorrupt, "ledger", "cannot trust the record of the mount namespace %d", ns).WithHint("bindgate recover moves it aside")
+	}
+	return rec, nil
+}
+
+// WriteNS writes a record, or removes one that has no mounts.
+func (l *Ledger) WriteNS(r *LedgerRecord) error {
+	if len(r.Mounts) == 0 {
+		return l.Remove(recordName(r.NS))
+	}
+	return l.Write(recordName(r.NS), r.encode())
+}
+
+// Find returns the namespace that a container's entry names; false if there is none.
+func (l *Ledger) Find(uid uint32, owner, container string) (uint64, bool) {
+	text, err := l.root.Readlink(indexName(uid, owner, container))
+	ns, perr := strconv.ParseUint(text, 10, 64)
+	return ns, err == nil && perr == nil
+}
+
+// FindAny is Find for whoever attached; it reads the whole index.
+func (l *Ledger) FindAny(owner, container string) (uid uint32, ns uint64, ok bool) {
+	entries, _ := l.entries()
+	for _, e := range entries {
+		f := strings.Split(e.Name(), "+")
+		if len(f) == 4 && f[0] == "by" && f[2] == owner && f[3] == container {
+			n, err := strconv.ParseUint(f[1], 10, 32)
+			ns, ok = l.Find(uint32(n), owner, container)
+			return uint32(n), ns, ok && err == nil
+		}
+	}
+	return 0, 0, false
+}
+
+// Enter makes the entry of a container say ns. It is written before the record, so an entry may name a record that does not know the container, never the other way round.
+func (l *Ledger) Enter(uid uint32, owner, container string, ns uint64) error {
+	name := indexName(uid, owner, container)
+	if now, ok := l.Find(uid, owner, container); ok && now == ns {
+		return nil
+	}
+	if err := l.root.Remove(name); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return l.failed("replace", name, err)
+	}
+	if err := l.root.Symlink(recordName(ns), name); err != nil {
+		return l.failed("create", name, err)
+	}
+	return nil
+}
+
+// Leave removes the entry of a container.
+func (l *Ledger) Leave(uid uint32, owner, container string) {
+	l.root.Remove(indexName(uid, owner, container))
+}
+
+// Namespaces returns the ids of all namespaces that have a record, and the names of files that cannot be one.
+func (l *Ledger) Namespaces() (ids []uint64, strange []string, err error) {
+	names, err := l.List()
+	for _, name := range names {
+		if id, err := strconv.ParseUint(name, 10, 64); err == nil && recordName(id) == name {
+			ids = append(ids, id)
+		} else {
+			strange = append(strange, name)
+		}
+	}
+	return ids, strange, err
+}
+
+// SweepIndex removes the entries that name a namespace without a record.
+func (l *Ledger) SweepIndex() error {
+	entries, err := l.entries()
+	if err != nil {
+		return err
+	}
+	for _, e := range entries {
+		if !strings.HasPrefix(e.Name(), "by+") {
+			continue
+		}
+		text, err := l.root.Readlink(e.Name())
+		if err == nil {
+			_, err = l.root.Lstat(text + ext)
+		}
+		if errors.Is(err, fs.ErrNotExist) {
+			l.root.Remove(e.Name())
+		}
+	}
+	return nil
+}
+
+func (r *LedgerRecord) encode() []byte {
+	num := func(n int) string { return strconv.Itoa(n) }
+	m := &wire.Message{Head: wire.Fields{{Key: "ns", Value: strconv.FormatUint(r.NS, 10)}, {Key: "inode", Value: strconv.FormatUint(r.Inode, 10)}}}
+	for _, x := range r.Mounts {
+		m.Blocks = append(m.Blocks, wire.Fields{{Key: "mount", Value: x.Target}, {Key: "uid", Value: strconv.FormatUint(uint64(x.UID), 10)}, {Key: "owner", Value: x.Owner},
+			{Key: "container", Value: x.Container}, {Key: "pid", Value: num(x.PID)}, {Key: "source", Value: x.Source}, {Key: "mode", Value: x.Mode}, {Key: "id", Value: strconv.FormatUint(x.ID, 10)},
+			{Key: "path", Value: x.Path}, {Key: "prefix", Value: x.Prefix}, {Key: "made", Value: num(x.Made)}, {Key: "root-uid", Value: num(x.RootUID)}, {Key: "root-gid", Value: num(x.RootGID)}})
+	}
+	return m.Encode()
+}
+
+func parseLedger(payload []byte) (*LedgerRecord, error) {
+	m, err := wire.Decode(payload, MaxRecord, 1<<20)
+	if err != nil {
+		return nil, err
+	}
+	num := func(f wire.Fields, key string) (n uint64) {
+		v, e := strconv.ParseUint(f.Get(key), 10, 64)
+		err = errors.Join(err, e)
+		return v
+	}
+	r := &LedgerRecord{NS: num(m.Head, "ns"), Inode: num(m.Head, "inode")}
+	for _, b := range m.Blocks {
+		r.Mounts = append(r.Mounts, LedgerMount{UID: uint32(num(b, "uid")), Owner: b.Get("owner"), Container: b.Get("container"), PID: int(num(b, "pid")), Target: b.Get("mount"),
+			Source: b.Get("source"), Mode: b.Get("mode"), ID: num(b, "id"), Path: b.Get("path"), Prefix: b.Get("prefix"), Made: int(num(b, "made")), RootUID: int(num(b, "root-uid")),
+			RootGID: int(num(b, "root-gid"))})
+	}
+	return r, err
+}

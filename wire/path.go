@@ -1,0 +1,66 @@
+package wire
+
+import "strings"
+
+// Limits of a path (limits.h: PATH_MAX counts the NUL; NAME_MAX).
+const (
+	maxPath      = 4095
+	maxComponent = 255
+)
+
+// A Path is a path taken apart: components that hold no slash and are never "", "." or "..". The zero Path is ".".
+type Path struct {
+	Absolute   bool
+	Components []string
+}
+
+// ParsePath takes a path of a job or request apart. Repeated slashes and "." components vanish. An empty path, ".." as a component, a NUL byte, over
+// 4,095 bytes or a component over 255 bytes is invalid_request. "/" and "." have no components; whether they may be used is the caller's to say.
+func ParsePath(s string) (Path, error) {
+	switch {
+	case s == "":
+		return Path{}, Errorf(InvalidRequest, "request", "cannot use an empty path")
+	case len(s) > maxPath:
+		return Path{}, Errorf(InvalidRequest, "request", "cannot use the path %s...: over %d bytes", quote(s), maxPath)
+	case strings.IndexByte(s, 0) >= 0:
+		return Path{}, Errorf(InvalidRequest, "request", "cannot use the path %s: it holds a NUL byte", quote(s))
+	}
+	p := Path{Absolute: s[0] == '/'}
+	for c := range strings.SplitSeq(s, "/") {
+		switch {
+		case c == "" || c == ".":
+		case c == "..":
+			return Path{}, Errorf(InvalidRequest, "request", "cannot use the path %s: \"..\" is not allowed", quote(s))
+		case len(c) > maxComponent:
+			return Path{}, Errorf(InvalidRequest, "request", "cannot use the path %s: a component is over %d bytes", quote(s), maxComponent)
+		default:
+			p.Components = append(p.Components, c)
+		}
+	}
+	return p, nil
+}
+
+// String returns the clean form: one slash between components, none at the end, "/" or "." for a path without any.
+func (p Path) String() string {
+	s := strings.Join(p.Components, "/")
+	switch {
+	case p.Absolute:
+		return "/" + s
+	case s == "":
+		return "."
+	}
+	return s
+}
+
+// Contains reports whether q is p or lies below it, by whole components. Of an absolute and a relative path neither contains the other.
+func (p Path) Contains(q Path) bool {
+	if p.Absolute != q.Absolute || len(q.Components) < len(p.Components) {
+		return false
+	}
+	for i, c := range p.Components {
+		if q.Components[i] != c {
+			return false
+		}
+	}
+	return true
+}
