@@ -7,10 +7,12 @@ import (
 	"strconv"
 	"strings"
 	"time"
+	"unicode/utf16"
 
 	"golang.org/x/sys/unix"
 
 	"github.com/bindgate/bindgate/conf"
+	"github.com/bindgate/bindgate/namespace"
 	"github.com/bindgate/bindgate/state"
 	"github.com/bindgate/bindgate/wire"
 )
@@ -24,196 +26,126 @@ type audit struct {
 	ns     uint64 // mount namespace of the target, once it is known
 }
 
-// Refusals are written down at most refusalBurst times a refusalWindow for each uid; what was left out is counted in the next line (T32).
+// Failures are written down at most refusalBurst times a refusalWindow for each uid; what was left out is counted in the next line (T32).
 const (
 	refusalBurst  = 20
-	refusalWindow = 10 * time.Second
+	refusalWindow = 10 // seconds
 )
 
-func openAudit(s *session) (*audit, error) {
+func openAudit(s *session) *audit {
 	name := s.config.Audit.File
 	dir, _, err := conf.OpenTrusted(path.Dir(name), unix.O_PATH|unix.O_DIRECTORY)
-	if err != nil {
-		return nil, err
-	}
-	defer unix.Close(dir)
-	if err := conf.RootOwned(dir, path.Dir(name)); err != nil {
-		return nil, err
-	}
+	check(err)
+	check(conf.RootOwned(dir, path.Dir(name)))
 	const flags = unix.O_WRONLY | unix.O_APPEND | unix.O_NOFOLLOW | unix.O_NONBLOCK | unix.O_CLOEXEC
 	fd, err := unix.Openat(dir, path.Base(name), flags, 0)
 	if errors.Is(err, unix.ENOENT) {
 		if fd, err = unix.Openat(dir, path.Base(name), flags|unix.O_CREAT, 0o640); err == nil {
-			if adm, err := user.LookupGroup("adm"); err == nil {
+			if adm, e := user.LookupGroup("adm"); e == nil {
 				gid, _ := strconv.Atoi(adm.Gid)
 				unix.Fchown(fd, 0, gid)
 			}
 		}
 	}
-	if err != nil {
-		return nil, wire.Errorf(wire.Config, "audit", "cannot open the audit log %s: %v", name, err)
+	namespace.Check(err, wire.Config, "audit", "cannot open the audit log %s", name)
+	a := &audit{s: s, file: fd, exe: s.host.Exe(s.caller.pid)}
+	a.syslog, err = unix.Socket(unix.AF_UNIX, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
+	if err != nil || unix.Connect(a.syslog, &unix.SockaddrUnix{Name: "/dev/log"}) != nil {
+		a.syslog = -1
 	}
-	a := &audit{s: s, file: fd, syslog: -1}
-	if sock, err := unix.Socket(unix.AF_UNIX, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0); err == nil {
-		if a.syslog = sock; unix.Connect(sock, &unix.SockaddrUnix{Name: "/dev/log"}) != nil {
-			unix.Close(sock)
-			a.syslog = -1
-		}
-	}
-	a.exe = s.host.Exe(s.caller.pid)
-	return a, nil
+	return a
 }
 
-// intent writes down what is about to be attached. Its error has the code system: what cannot be written down is not done.
-func (a *audit) intent(r *wire.Request, mounts []state.LedgerMount) error {
-	l := a.line("intent", r)
-	for i := range mounts {
-		l.block("mounts", i, "target", mounts[i].Prefix+mounts[i].Path, "source", mounts[i].Source, "mode", mounts[i].Mode, "mount_id", strconv.FormatUint(mounts[i].ID, 10))
+// intent writes down what is about to be attached. What cannot be written down is not done: dies of system.
+func (a *audit) intent(r *wire.Request, mounts []state.LedgerMount) {
+	var list []string
+	for _, m := range mounts {
+		list = append(list, object("target", m.Prefix+m.Path, "source", m.Source, "mode", m.Mode, "mount_id", strconv.FormatUint(m.ID, 10)))
 	}
-	if err := a.write(l); err != nil {
-		return wire.Errorf(wire.System, "audit", "cannot write the audit log %s, so nothing is attached: %v", a.s.config.Audit.File, err)
-	}
-	return nil
+	namespace.Check(a.write("intent", r, list), wire.System, "audit", "cannot write the audit log %s, so nothing is attached", a.s.config.Audit.File)
 }
 
-// outcome writes down how a request ended and returns its error. A failure to write is nobody's error any more. Questions that were answered are not written down.
-func (a *audit) outcome(r *wire.Request, blocks []wire.Fields, err error) error {
-	what := "done"
-	if err != nil {
-		what = "failed"
-		if code := wire.AsError(err).Code; code.Exit() == wire.Denied.Exit() {
-			what = "refused"
-		}
-	} else if r.Op == wire.OpQuery || r.Op == wire.OpListVolumes {
-		return nil
+// outcome writes down how a request ended. A failure to write is nobody's error any more. Questions that were answered are not written down.
+func (a *audit) outcome(r *wire.Request, blocks []wire.Fields, err error) {
+	var list []string
+	for _, b := range blocks {
+		list = append(list, object("target", b.Get("target"), "container_path", b.Get("mount"), "mount_id", b.Get("id")))
 	}
-	l := a.line(what, r)
-	if err != nil {
-		left, ok := a.admitRefusal()
-		if !ok {
-			return err
+	if err == nil && r.Op != wire.OpQuery && r.Op != wire.OpListVolumes {
+		a.write("done", r, list)
+	} else if err != nil {
+		e, event := wire.AsError(err), "failed"
+		if e.Code.Exit() == wire.Denied.Exit() {
+			event = "refused"
 		}
-		e := wire.AsError(err)
-		l.add("code", string(e.Code)).add("stage", e.Stage).add("reason", e.Message)
-		if left > 0 {
-			l.number("omitted", left)
+		if omitted, ok := a.admitFailure(); ok {
+			a.write(event, r, nil, "code", string(e.Code), "stage", e.Stage, "reason", e.Message, "omitted", omitted)
 		}
 	}
-	for i, b := range blocks {
-		l.block("mounts", i, "target", b.Get("mount"), "mount_id", b.Get("id"))
-	}
-	a.write(l)
-	return err
 }
 
-// admitRefusal says whether a refusal of this caller is to be written down, and how many were not since the last one that was.
-func (a *audit) admitRefusal() (left int, ok bool) {
+// admitFailure says whether a failure of this caller is to be written down, and how many were not since the last one that was.
+func (a *audit) admitFailure() (omitted string, ok bool) {
 	name := "refused+" + strconv.FormatUint(uint64(a.s.caller.uid), 10)
 	now, start, n := time.Now().Unix(), int64(0), 0
 	if r, err := a.s.ledger.Read(name); err == nil {
-		f := strings.Fields(string(r.Payload) + " 0 0 0")
-		start, _ = strconv.ParseInt(f[0], 10, 64)
-		n, _ = strconv.Atoi(f[1])
+		first, second, _ := strings.Cut(string(r.Payload), " ")
+		start, _ = strconv.ParseInt(first, 10, 64)
+		n, _ = strconv.Atoi(second)
 	}
-	if now < start || now-start >= int64(refusalWindow/time.Second) {
-		left, start, n = max(n-refusalBurst, 0), now, 0
+	if now < start || now >= start+refusalWindow {
+		if n > refusalBurst {
+			omitted = strconv.Itoa(n - refusalBurst)
+		}
+		start, n = now, 0
 	}
-	n++
-	a.s.ledger.Write(name, []byte(strconv.FormatInt(start, 10)+" "+strconv.Itoa(n)))
-	return left, n <= refusalBurst
+	a.s.ledger.Write(name, []byte(strconv.FormatInt(start, 10)+" "+strconv.Itoa(n+1)))
+	return omitted, n < refusalBurst
 }
 
-func (a *audit) line(what string, r *wire.Request) *line {
-	l := &line{}
-	c := a.s.caller
-	l.add("time", time.Now().UTC().Format(time.RFC3339Nano)).add("boot", a.s.host.BootID).add("event", what)
-	l.number("uid", int(c.uid)).number("gid", int(c.gid)).number("pid", c.pid).add("exe", a.exe)
+// write appends one line, in one write, so that lines of several writers do not mix (O_APPEND).
+func (a *audit) write(event string, r *wire.Request, mounts []string, more ...string) error {
+	c, num := a.s.caller, func(n uint64) string { return strconv.FormatUint(n, 10) }
+	pairs := []string{"time", time.Now().UTC().Format(time.RFC3339Nano), "boot", a.s.host.BootID, "event", event, "uid", num(uint64(c.uid)), "gid", num(uint64(c.gid)), "pid", num(uint64(c.pid)), "exe", a.exe}
 	if r != nil {
-		l.add("op", r.Op).add("owner", r.Owner).add("container", r.Container).add("volume", r.Name).number("target_pid", r.PID)
+		pairs = append(pairs, "op", r.Op, "owner", r.Owner, "container", r.Container, "volume", r.Name, "target_pid", num(uint64(r.PID)), "mount_namespace", num(a.ns))
 	}
-	if a.ns != 0 {
-		l.add("mount_namespace", strconv.FormatUint(a.ns, 10))
+	line := object(append(pairs, more...)...)
+	if mounts != nil {
+		line = line[:len(line)-1] + `,"mounts":[` + strings.Join(mounts, ",") + "]}"
 	}
-	return l
-}
-
-func (a *audit) write(l *line) error {
-	data := append(append(l.b, l.end...), '}', '\n')
+	line += "\n"
 	if a.syslog >= 0 {
-		unix.Write(a.syslog, append([]byte("<85>bindgate-helper: "), data...)) // authpriv.notice
+		unix.Write(a.syslog, []byte("<85>bindgate-helper: "+line)) // authpriv.notice
 	}
-	n, err := unix.Write(a.file, data) // one write, so that lines do not mix (O_APPEND)
-	if err == nil && n < len(data) {
+	n, err := unix.Write(a.file, []byte(line))
+	if err == nil && n < len(line) {
 		err = unix.ENOSPC
 	}
 	return err
 }
 
-// A line is a JSON object in the making, of strings, numbers and one list of objects, which comes last. Everything but printable ASCII is escaped, so that nothing that a caller chose can begin a
-// new line or speak to a terminal (T30).
-type line struct {
-	b   []byte
-	end string
-}
-
-func (l *line) key(key string) {
-	if len(l.b) == 0 {
-		l.b = append(l.b, '{')
-	} else {
-		l.b = append(l.b, ',')
-	}
-	l.quote(key)
-	l.b = append(l.b, ':')
-}
-
-func (l *line) add(key, value string) *line {
-	if value != "" {
-		l.key(key)
-		l.quote(value)
-	}
-	return l
-}
-
-func (l *line) number(key string, n int) *line {
-	if n != 0 {
-		l.key(key)
-		l.b = strconv.AppendInt(l.b, int64(n), 10)
-	}
-	return l
-}
-
-// block adds the object number i to the list key.
-func (l *line) block(key string, i int, pairs ...string) {
-	if i == 0 {
-		l.key(key)
-		l.b, l.end = append(l.b, '['), "]"
-	} else {
-		l.b = append(l.b, ',')
-	}
-	object := &line{}
-	for p := 0; p < len(pairs); p += 2 {
-		object.add(pairs[p], pairs[p+1])
-	}
-	l.b = append(append(l.b, object.b...), '}')
-}
-
-func (l *line) quote(s string) {
-	const hex = "0123456789abcdef"
-	l.b = append(l.b, '"')
-	for _, r := range s {
-		switch {
-		case r == '"' || r == '\\':
-			l.b = append(l.b, '\\', byte(r))
-		case r >= 0x20 && r < 0x7f:
-			l.b = append(l.b, byte(r))
-		case r > 0xffff: // a surrogate pair
-			r -= 0x10000
-			for _, u := range [2]rune{0xd800 + r>>10, 0xdc00 + r&0x3ff} {
-				l.b = append(l.b, '\\', 'u', hex[u>>12], hex[u>>8&15], hex[u>>4&15], hex[u&15])
-			}
-		default:
-			l.b = append(l.b, '\\', 'u', hex[r>>12], hex[r>>8&15], hex[r>>4&15], hex[r&15])
+// object returns a JSON object of strings, without those that are empty or "0".
+func object(pairs ...string) string {
+	var fields []string
+	for i := 0; i < len(pairs); i += 2 {
+		if v := pairs[i+1]; v != "" && v != "0" || pairs[i] == "uid" || pairs[i] == "gid" {
+			fields = append(fields, quote(pairs[i])+":"+quote(v))
 		}
 	}
-	l.b = append(l.b, '"')
+	return "{" + strings.Join(fields, ",") + "}"
+}
+
+// quote returns a JSON string (RFC 8259) in which everything but printable ASCII is escaped, so that nothing that a caller chose can begin a new line or speak to a terminal (T30).
+func quote(s string) string {
+	b := []byte{'"'}
+	for _, u := range utf16.Encode([]rune(s)) {
+		if u < 0x20 || u >= 0x7f || u == '"' || u == '\\' {
+			const hex = "0123456789abcdef"
+			b = append(b, '\\', 'u', hex[u>>12], hex[u>>8&15], hex[u>>4&15], hex[u&15])
+		} else {
+			b = append(b, byte(u))
+		}
+	}
+	return string(append(b, '"'))
 }

@@ -11,127 +11,139 @@ import (
 	"github.com/bindgate/bindgate/wire"
 )
 
-// detach works from the ledger alone: what is not in it, or is another uid's, owner's or container's, is not touched (T27).
-func (s *session) detach(r *wire.Request) ([]wire.Fields, error) {
-	uid, ns, found := s.find(r)
-	wanted := make([]string, len(r.Mounts))
-	for i, m := range r.Mounts {
-		wanted[i] = clean(m.Path)
+// detach works from the ledger alone: what is not in it, or is another uid's, owner's or container's, is not touched (T27). Root may detach what others attached.
+func (s *session) detach(r *wire.Request) []wire.Fields {
+	uid := s.caller.uid
+	ns, found := s.ledger.Find(uid, r.Owner, r.Container)
+	if !found && uid == 0 {
+		uid, ns, found = s.ledger.FindAny(r.Owner, r.Container)
 	}
-	if !found && len(wanted) == 0 {
-		return nil, nil
-	}
-	lock, err := s.ledger.LockNS(ns)
-	if err != nil {
-		return nil, err
-	}
-	defer lock.Unlock()
-	record, err := s.ledger.ReadNS(ns)
-	if err != nil {
-		return nil, err
-	}
-	mine := func(m state.LedgerMount) bool { return m.IsOf(uid, r.Owner, r.Container) }
-	for _, w := range wanted {
-		if !slices.ContainsFunc(record.Mounts, func(m state.LedgerMount) bool { return mine(m) && m.Target == w }) {
-			return nil, wire.Errorf(wire.NotFound, "ledger", "cannot detach %s of the container %s: nothing is recorded there", w, r.Container)
-		}
+	if !found && len(r.Mounts) == 0 {
+		return nil
 	}
 	s.audit.ns = ns
-	gone, err := s.drop(record, r.Lazy, func(m state.LedgerMount) bool {
-		return mine(m) && (len(wanted) == 0 || slices.Contains(wanted, m.Target))
-	})
-	if !slices.ContainsFunc(record.Mounts, mine) {
-		s.ledger.Leave(uid, r.Owner, r.Container)
+	defer must(s.ledger.LockNS(ns)).Unlock()
+	record := must(s.ledger.ReadNS(ns))
+	mine := func(m state.LedgerMount) bool { return m.IsOf(uid, r.Owner, r.Container) }
+	var wanted []string
+	for _, m := range r.Mounts {
+		w := parse(m.Path).String()
+		if !slices.ContainsFunc(record.Mounts, func(m state.LedgerMount) bool { return mine(m) && m.Target == w }) {
+			namespace.Die(wire.Errorf(wire.NotFound, "ledger", "cannot detach %s of the container %s: nothing is recorded there", w, r.Container))
+		}
+		wanted = append(wanted, w)
 	}
-	return gone, err
-}
-
-// find returns under which uid a container is recorded, and in which namespace. Root may detach what others attached.
-func (s *session) find(r *wire.Request) (uid uint32, ns uint64, found bool) {
-	if ns, found = s.ledger.Find(s.caller.uid, r.Owner, r.Container); found || s.caller.uid != 0 {
-		return s.caller.uid, ns, found
-	}
-	return s.ledger.FindAny(r.Owner, r.Container)
+	defer func() {
+		if !slices.ContainsFunc(record.Mounts, mine) {
+			s.ledger.Leave(uid, r.Owner, r.Container)
+		}
+	}()
+	return s.drop(record, r.Lazy, func(m state.LedgerMount) bool { return mine(m) && (wanted == nil || slices.Contains(wanted, m.Target)) })
 }
 
 // drop detaches the mounts of a record that which names, the last attached first, and takes those that are gone from the record, also when a later one fails. The caller holds the record's lock. A record
 // that cannot be written (a full disk) is no failure: it then names a mount that the kernel says is not there.
-func (s *session) drop(record *state.LedgerRecord, lazy bool, which func(state.LedgerMount) bool) (gone []wire.Fields, err error) {
-	ns, err := s.host.OpenNS(record.NS, record.Inode)
-	alive := err == nil
-	if err = nil; alive {
-		err = ns.Enter()
-	}
+func (s *session) drop(record *state.LedgerRecord, lazy bool, which func(state.LedgerMount) bool) (gone []wire.Fields) {
 	var going []*privops.Recorded
 	for i := range record.Mounts {
 		if which(record.Mounts[i]) {
 			going = append(going, recorded(&record.Mounts[i]))
 		}
 	}
-	if alive && !lazy && err == nil {
-		err = privops.Unused(s.host, ns, going) // all or nothing
+	if len(going) == 0 {
+		return nil
 	}
-	for i := len(record.Mounts) - 1; i >= 0 && err == nil; i-- {
-		m := record.Mounts[i]
+	ns, alive := namespace.OpenNS(record.NS, record.Inode)
+	if alive {
+		ns.Enter()
+		if !lazy {
+			privops.Unused(s.host, ns, going) // all or nothing
+		}
+	}
+	defer func() { s.ledger.WriteNS(record) }()
+	for i, m := range slices.Backward(slices.Clone(record.Mounts)) {
 		if !which(m) {
 			continue
 		}
 		if alive {
-			if err = recorded(&m).Detach(s.host, lazy); err != nil {
-				break
-			}
+			recorded(&m).Detach(s.host, lazy)
 		}
 		record.Mounts = slices.Delete(record.Mounts, i, i+1)
-		gone = append(gone, wire.Fields{{Key: "mount", Value: m.Target}, {Key: "owner", Value: m.Owner}, {Key: "container", Value: m.Container}, {Key: "id", Value: strconv.FormatUint(m.ID, 10)}})
+		gone = append(gone, wire.Pairs("mount", m.Target, "owner", m.Owner, "container", m.Container, "id", strconv.FormatUint(m.ID, 10)))
 	}
-	if len(gone) > 0 {
-		s.ledger.WriteNS(record)
-	}
-	return gone, err
+	return gone
 }
 
 func recorded(m *state.LedgerMount) *privops.Recorded {
-	return &privops.Recorded{ID: m.ID, Target: m.Target, Names: split(m.Path), Prefix: split(m.Prefix), Made: m.Made, UID: m.RootUID, GID: m.RootGID}
+	return &privops.Recorded{ID: m.ID, Target: m.Target, Names: parse(m.Path).Components, Prefix: parse(m.Prefix).Components, Made: m.Made, UID: m.RootUID, GID: m.RootGID}
 }
 
-func split(path string) []string {
-	return strings.FieldsFunc(path, func(r rune) bool { return r == '/' })
-}
-
-// sweep brings the ledger to agree with the kernel for one owner of the caller's: mounts that are not there, half-made or ended with their namespace, are dropped and what was made for them is removed.
-func (s *session) sweep(r *wire.Request) (gone []wire.Fields, err error) {
-	ids, strange, err := s.ledger.Namespaces()
-	if err != nil {
-		return nil, err
-	}
-	corrupt := func(name string) {
-		if !strings.HasPrefix(name, "refused+") {
-			if path, err := s.ledger.MoveAside(name); err == nil {
-				gone = append(gone, wire.Fields{{Key: "mount", Value: path}, {Key: "corrupt", Value: "1"}})
+// sweep brings the ledger to agree with the kernel for one owner of the caller's: mounts that are not there, half-made or ended with their namespace, are dropped and what was made for them is removed;
+// records that cannot be trusted are moved aside; temporary files of a crash are removed.
+func (s *session) sweep(r *wire.Request) (gone []wire.Fields) {
+	ids, err := s.ledger.Namespaces()
+	check(err)
+	for _, id := range ids {
+		func() {
+			defer must(s.ledger.LockNS(id)).Unlock()
+			name := strconv.FormatUint(id, 10)
+			s.ledger.SweepTemporary(func(record string) bool { return record == name })
+			record, err := s.ledger.ReadNS(id)
+			if err != nil {
+				gone = append(gone, wire.Pairs("mount", must(s.ledger.MoveAside(name)), "corrupt", "1"))
+			} else if len(record.Mounts) == 0 { // of an earlier boot
+				s.ledger.WriteNS(record)
+			} else {
+				gone = append(gone, s.drop(record, true, func(m state.LedgerMount) bool {
+					return m.UID == s.caller.uid && m.Owner == r.Owner && !namespace.Mounted(m.ID, id)
+				})...)
 			}
-		}
+		}()
 	}
-	for _, name := range strange {
-		corrupt(name)
+	s.ledger.SweepIndex()
+	return gone
+}
+
+// query tells what the caller attached: of one container with the sizes of the filesystems and who uses them, or of all of an owner's without. It waits for no lock: a record is the old or the new one.
+func (s *session) query(r *wire.Request) (blocks []wire.Fields) {
+	var ids []uint64
+	if ns, ok := s.ledger.Find(s.caller.uid, r.Owner, r.Container); ok {
+		ids = []uint64{ns}
+	} else if r.Container == "" {
+		ids = must(s.ledger.Namespaces())
 	}
 	for _, id := range ids {
-		lock, err := s.ledger.LockNS(id)
-		if err != nil {
-			return gone, err
-		}
 		record, err := s.ledger.ReadNS(id)
 		if err != nil {
-			corrupt(strconv.FormatUint(id, 10))
-		} else if len(record.Mounts) == 0 { // of an earlier boot
-			s.ledger.WriteNS(record)
-		} else {
-			dropped, _ := s.drop(record, false, func(m state.LedgerMount) bool {
-				return !namespace.Mounted(m.ID, id) && m.UID == s.caller.uid && m.Owner == r.Owner
-			})
-			gone = append(gone, dropped...)
+			continue // sweep reports it
 		}
-		s.ledger.SweepTemporary(func(name string) bool { return name == strconv.FormatUint(id, 10) })
-		lock.Unlock()
+		for _, m := range record.Mounts {
+			if m.UID != s.caller.uid || m.Owner != r.Owner || r.Container != "" && m.Container != r.Container {
+				continue
+			}
+			b := wire.Pairs("mount", m.Target, "owner", m.Owner, "container", m.Container, "pid", strconv.Itoa(m.PID), "ns", strconv.FormatUint(id, 10), "id", strconv.FormatUint(m.ID, 10),
+				"target", m.Path, "source", m.Source, "mode", m.Mode)
+			mount, err := namespace.StatMount(m.ID, id)
+			if err != nil {
+				b = append(b, wire.Pairs("alive", "0")...)
+			} else if b = append(b, wire.Pairs("alive", "1")...); r.Container != "" {
+				b = append(b, s.usage(record, mount)...)
+			}
+			blocks = append(blocks, b)
+		}
 	}
-	return gone, s.ledger.SweepIndex()
+	return blocks
+}
+
+// usage tells the size of a mount's filesystem and who holds it.
+func (s *session) usage(record *state.LedgerRecord, m namespace.Mount) (f wire.Fields) {
+	ns, ok := namespace.OpenNS(record.NS, record.Inode)
+	if !ok {
+		return nil
+	}
+	n := func(blocks uint64, size int64) string { return strconv.FormatUint(blocks*uint64(size), 10) }
+	if fs, err := privops.Statfs(ns, m); err == nil {
+		f = wire.Pairs("bytes", n(fs.Blocks, fs.Bsize), "bytes_free", n(fs.Bavail, fs.Bsize), "inodes", n(fs.Files, 1), "inodes_free", n(fs.Ffree, 1))
+	}
+	return append(f, wire.Pairs("holders", strings.Join(s.host.Holders(ns, m), "\n"))...)
 }

@@ -1,5 +1,5 @@
-// bindgate-helper is the privileged core of bindgate: setuid root, 4750 root:<policy group>, one request on descriptor 0, one reply on descriptor 1. It believes nothing that it is told. This file
-// reads top to bottom like the table in the design's section 5; each call is a step, in this order and no other.
+// bindgate-helper is the privileged core of bindgate: setuid root, 4750 root:<policy group>, one request on descriptor 0, one reply on descriptor 1. It believes nothing that it is told. This file reads
+// top to bottom like the table in the design's section 5: each call is a step, in this order and no other. A step that fails ends the run (namespace.Die); what was begun is undone.
 //
 //go:debug containermaxprocs=0
 package main
@@ -17,10 +17,6 @@ import (
 
 func init() { runtime.LockOSThread() } // namespaces, capabilities and file system ids belong to a thread: ours is the first
 
-func main() {
-	os.Exit(finish(run()))
-}
-
 // A session is one run: who asks, and what was opened before anything of the caller's was read.
 type session struct {
 	caller caller
@@ -30,44 +26,31 @@ type session struct {
 	audit  *audit
 }
 
-func run() ([]wire.Fields, error) {
+func main() {
 	s := &session{}
-	if err := startClean(); err != nil { // 1: arguments, environment, signals, timers, limits, descriptors, umask, working directory
-		return nil, err
-	}
-	var err error
-	if s.caller, err = becomeRoot(); err != nil { // 2: who calls; uid 0 in all ids; not dumpable
-		return nil, err
-	}
-	if s.host, err = namespace.OpenHost(); err != nil { // 3: procfs, and what is the host's
-		return nil, err
-	}
-	if s.config, err = conf.LoadHelper(); err != nil { // 4: helper.toml and all above it are root's
-		return nil, err
-	}
-	if err = s.open(); err != nil { // 3: ledger, audit
-		return nil, err
-	}
-	if err = privops.Reduce(s.host.Proc); err != nil { // 5: capabilities, no_new_privs, system call filter; read back
-		return nil, err
-	}
-	request, err := readRequest() // 6: with a deadline and a size limit
-	if err == nil {
-		err = s.authorise()
-	}
-	if err == nil {
-		err = privops.Confine(request.Op)
-	}
+	var request *wire.Request
 	var blocks []wire.Fields
-	if err == nil {
-		blocks, err = s.act(request) // 7 to 11
+	err := namespace.Try(func() {
+		startClean()                       // 1: arguments, environment, signals, timers, limits, descriptors, umask, working directory
+		s.caller = becomeRoot()            // 2: who calls; uid 0 in all ids; not dumpable
+		s.host = namespace.OpenHost()      // 3: procfs, and what is the host's
+		s.config = must(conf.LoadHelper()) // 4: helper.toml and all above it are root's
+		s.open()                           // 3: ledger and audit log, as helper.toml says
+		privops.Reduce(s.host.Proc)        // 5: capabilities, no_new_privs, system call filter; read back
+		request = readRequest()            // 6: with a deadline and a size limit
+		s.authorise()
+		privops.Confine(request.Op)
+		blocks = s.act(request) // 7 to 11
+	})
+	privops.Relinquish() // 12
+	if s.audit != nil {
+		s.audit.outcome(request, blocks, err)
 	}
-	privops.Relinquish() // 12: nothing below needs privilege
-	return blocks, s.audit.outcome(request, blocks, err)
+	os.Exit(finish(blocks, err))
 }
 
 // act does one operation.
-func (s *session) act(r *wire.Request) ([]wire.Fields, error) {
+func (s *session) act(r *wire.Request) []wire.Fields {
 	switch r.Op {
 	case wire.OpAttach:
 		return s.attach(r)
@@ -77,7 +60,18 @@ func (s *session) act(r *wire.Request) ([]wire.Fields, error) {
 		return s.query(r)
 	case wire.OpSweep:
 		return s.sweep(r)
-	default:
-		return s.volumes(r)
+	}
+	return s.volume(r)
+}
+
+// must ends the run with an error of the packages that both processes use.
+func must[T any](v T, err error) T {
+	check(err)
+	return v
+}
+
+func check(err error) {
+	if err != nil {
+		namespace.Die(wire.AsError(err))
 	}
 }

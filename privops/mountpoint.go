@@ -1,6 +1,7 @@
 package privops
 
 import (
+	"cmp"
 	"errors"
 	"slices"
 	"strings"
@@ -20,81 +21,73 @@ type Rules struct {
 
 // A Place is where mountpoints are resolved: the target's root, and for relative paths its sandbox directory.
 type Place struct {
-	target *namespace.Target
-	root   int      // O_PATH descriptor of the root that paths are scoped to
-	rootID uint64   // unique id of its mount
-	prefix []string // of the root in the target's namespace, before the pivot
-	ns     uint64
-
-	sandbox     int // O_PATH descriptor of the sandbox directory as the container sees it; -1: none
-	sandboxID   uint64
-	sandboxPath []string
+	target      *namespace.Target
+	rules       *Rules
+	root        int       // O_PATH descriptor of the root that paths are scoped to
+	rootMount   uint64    // unique id of its mount
+	prefix      wire.Path // of the root in the target's namespace, before the pivot
+	onHost      bool      // the root is the host's
+	sandbox     int       // O_PATH descriptor of the sandbox directory as the container sees it; -1: none
+	sandMount   uint64
+	sandboxPath wire.Path
 }
 
-// NewPlace resolves what a request says of the target's file system, everything through its pinned root (DESIGN section 4).
-//
-// rootfs, if it is not empty, is the root filesystem of a container that has not pivoted: beneath an allowed root, a mountpoint in the target's namespace, while
-// the process still has the host's root. sandbox, if it is not negative, is a descriptor of the host's sandbox directory; the container must have that
-// same directory at sandboxPath. Errors: target_forbidden, target_missing.
-func NewPlace(t *namespace.Target, rootfs wire.Path, sandbox int, sandboxPath wire.Path) (*Place, error) {
-	p := &Place{target: t, root: t.Root, rootID: t.RootMount, ns: t.NS.ID, sandbox: -1}
-	if len(rootfs.Components) > 0 {
-		if !t.SharesHostRoot {
-			return nil, wire.Errorf(wire.TargetForbidden, "target", "cannot use the rootfs %s: pid %d has a root of its own already", rootfs, t.PID).
-				WithHint("a rootfs is named only before the container pivots")
-		}
-		if err := p.pinRootfs(rootfs); err != nil {
-			return nil, err
-		}
-	}
-	if sandbox < 0 {
-		return p, nil
-	}
-	fd, err := unix.Openat2(p.root, strings.Join(sandboxPath.Components, "/"), &unix.OpenHow{Flags: unix.O_PATH | unix.O_DIRECTORY | unix.O_CLOEXEC,
-		Resolve: unix.RESOLVE_IN_ROOT | unix.RESOLVE_NO_SYMLINKS | unix.RESOLVE_NO_MAGICLINKS})
-	if err != nil {
-		return nil, wire.Errorf(wire.TargetMissing, "target", "cannot find the sandbox directory %s in the container: %v", sandboxPath, err).
-			WithHint("mount it there before, or name the place with --sandbox-directory")
-	}
-	var here, host unix.Stat_t
-	if unix.Fstat(fd, &here) != nil || unix.Fstat(sandbox, &host) != nil || here.Dev != host.Dev || here.Ino != host.Ino {
-		unix.Close(fd)
-		return nil, wire.Errorf(wire.TargetForbidden, "target", "cannot use %s in the container as its sandbox: it is not the directory that was named", sandboxPath)
-	}
-	if p.sandboxID, _, err = namespace.MountOf(fd); err != nil {
-		unix.Close(fd)
-		return nil, wire.Errorf(wire.System, "target", "cannot examine the sandbox directory %s: %v", sandboxPath, err)
-	}
-	p.sandbox, p.sandboxPath = fd, sandboxPath.Components
-	return p, nil
+// How openat2 resolves in one step, without any link: scoped to a root, or down to what lies below a directory.
+const (
+	inRoot = unix.RESOLVE_IN_ROOT | unix.RESOLVE_NO_SYMLINKS | unix.RESOLVE_NO_MAGICLINKS
+	down   = unix.RESOLVE_BENEATH | unix.RESOLVE_NO_SYMLINKS | unix.RESOLVE_NO_MAGICLINKS
+)
+
+func open(dir int, names []string, flags, resolve uint64) (int, error) {
+	return unix.Openat2(dir, "./"+strings.Join(names, "/"), &unix.OpenHow{Flags: flags | unix.O_CLOEXEC, Resolve: resolve})
 }
 
-func (p *Place) pinRootfs(rootfs wire.Path) error {
-	refuse := func(why any) error {
-		return wire.Errorf(wire.TargetForbidden, "target", "cannot use the rootfs %s: %v", rootfs, why)
+// OpenBeneath opens the directory names beneath another, following no link.
+func OpenBeneath(dir int, names []string) (int, error) {
+	return open(dir, names, unix.O_PATH|unix.O_DIRECTORY, down)
+}
+
+// NewPlace is the root of the target, or, if rootfs is not empty, that of a container that has not pivoted: a mountpoint in the target's namespace, while the process still has the host's root. Everything
+// is resolved through the target's pinned root (DESIGN section 4). Dies of target_forbidden.
+func NewPlace(t *namespace.Target, rules *Rules, rootfs wire.Path) *Place {
+	p := &Place{target: t, rules: rules, root: t.Root, rootMount: t.RootMount, prefix: rootfs, sandbox: -1, onHost: t.SharesHostRoot && len(rootfs.Components) == 0}
+	if len(rootfs.Components) == 0 {
+		return p
 	}
-	fd, err := unix.Openat2(p.target.Root, strings.Join(rootfs.Components, "/"), &unix.OpenHow{Flags: unix.O_PATH | unix.O_DIRECTORY | unix.O_CLOEXEC,
-		Resolve: unix.RESOLVE_IN_ROOT | unix.RESOLVE_NO_SYMLINKS | unix.RESOLVE_NO_MAGICLINKS})
-	if err != nil {
-		return refuse(err)
+	refuse := func(why string) {
+		namespace.Die(wire.Errorf(wire.TargetForbidden, "target", "cannot use the rootfs %s: %s", rootfs, why).WithHint("a rootfs is named only between the runtime's mounts and the pivot (createRuntime)"))
 	}
-	id, stx, err := namespace.MountOf(fd)
-	m, merr := namespace.StatMount(id, p.ns)
-	parent, perr := namespace.StatMount(m.Parent, p.ns)
-	switch {
-	case err != nil || merr != nil || perr != nil:
-		err = refuse("its mount cannot be examined")
+	if !t.SharesHostRoot {
+		refuse("the process has a root of its own already")
+	}
+	fd, err := open(t.Root, rootfs.Components, unix.O_PATH|unix.O_DIRECTORY, inRoot)
+	id, stx, e1 := namespace.MountOf(fd)
+	m, e2 := namespace.StatMount(id, t.NS.ID)
+	parent, e3 := namespace.StatMount(m.Parent, t.NS.ID)
+	switch err := cmp.Or(err, e1, e2, e3); {
+	case err != nil:
+		refuse(err.Error())
 	case stx.Attributes&unix.STATX_ATTR_MOUNT_ROOT == 0:
-		err = refuse("it is not a mountpoint in the container's namespace")
-	case m.Dev != parent.Dev: // an inherited mount of somebody else's root, not one that the runtime bound onto itself
-		err = refuse("it is not bound onto itself, as a runtime does for the container that it starts")
+		refuse("it is not a mountpoint in the container's namespace")
+	case m.Dev != parent.Dev: // an inherited mount of somebody else's root
+		refuse("it is not bound onto itself, as a runtime does for the container that it starts")
 	}
+	p.root, p.rootMount = fd, id
+	return p
+}
+
+// UseSandbox names the sandbox directory: host is a descriptor of it on the host; the container must have that same directory at path. Dies of target_missing, target_forbidden.
+func (p *Place) UseSandbox(host int, path wire.Path) {
+	fd, err := open(p.root, path.Components, unix.O_PATH|unix.O_DIRECTORY, inRoot)
 	if err != nil {
-		unix.Close(fd)
-		return err
+		namespace.Die(wire.Errorf(wire.TargetMissing, "target", "cannot find the sandbox directory %s in the container: %v", path, err).WithHint("mount it there before, or name the place with --sandbox-directory"))
 	}
-	p.root, p.rootID, p.prefix = fd, id, rootfs.Components
-	return nil
+	if !sameFile(fd, host) {
+		namespace.Die(wire.Errorf(wire.TargetForbidden, "target", "cannot use %s in the container as its sandbox: it is not the directory that was named", path))
+	}
+	p.sandMount, _, err = namespace.MountOf(fd)
+	namespace.Check(err, wire.System, "target", "cannot examine the sandbox directory %s", path)
+	p.sandbox, p.sandboxPath = fd, path
 }
 
 // A Mountpoint is a place in a container, resolved once: what exists of it is a descriptor, what does not are names without a slash.
@@ -102,430 +95,312 @@ type Mountpoint struct {
 	place   *Place
 	fd      int      // the mountpoint, or while names are missing the deepest directory that exists
 	names   []string // its resolved path from the root of the place
-	missing []string // the last of names, to be made
-	made    int      // how many of them were made
-	dir     bool     // make a directory, or else a file
+	missing int      // how many of the last of names are to be made
+	made    int      // how many of those exist by now
+	others  int      // how many of these somebody else made meanwhile, or another volume of the request
+	dir     bool     // it is to be a directory, or else a file
 	inVol   bool     // it lies in another volume of the same request
 }
 
 // Path returns the resolved path as a process of the container sees it.
-func (m *Mountpoint) Path() string {
-	return wire.Path{Absolute: true, Components: m.names}.String()
-}
+func (m *Mountpoint) Path() string { return absolute(m.names).String() }
 
 // Prefix returns the path of the root that Path begins at in the target's namespace: "" but before the pivot.
 func (m *Mountpoint) Prefix() string {
-	if m.place.prefix == nil {
-		return ""
-	}
-	return "/" + strings.Join(m.place.prefix, "/")
+	return strings.TrimSuffix(absolute(m.place.prefix.Components).String(), "/")
 }
 
-// Missing returns how many of the last components of Path are missing.
-func (m *Mountpoint) Missing() int { return len(m.missing) }
+// Missing returns how many of the last components of Path were missing when it was resolved.
+func (m *Mountpoint) Missing() int { return m.missing }
 
-// Made returns how many components were made.
-func (m *Mountpoint) Made() int { return m.made }
+// Made returns how many components Make made.
+func (m *Mountpoint) Made() int { return m.made - m.others }
+
+// here is the part of the path that exists.
+func (m *Mountpoint) here() []string { return m.names[:len(m.names)-m.missing+m.made] }
 
 // maxLinks is the kernel's own limit of symlinks in one resolution (path_resolution(7)).
 const maxLinks = 40
 
-// Resolve resolves path in the place without making anything. The walk is done name by name, each opened in the one before it without following links;
-// a link is read and its text walked from the right place, so that no link, absolute or not, leads out of the root (T16), and the names of the result are known
-// to the rules. A ".." in a link starts again from the root with the shortened list of names, so it never asks the kernel for a parent (T18).
-// Errors: target_missing, target_forbidden, invalid_request.
-func (p *Place) Resolve(path wire.Path, dir bool, rules *Rules) (m *Mountpoint, err error) {
-	err = p.asContainerRoot(func() (err error) {
-		m, err = p.walk(path, dir, rules)
-		return err
-	})
-	return m, err
+// Resolve resolves path in the place without making anything, for a directory or a file. The walk is done name by name, each opened in the one before it without following links; a link is read and its
+// text walked from the right place, so that no link, absolute or not, leads out of the root (T16), and the rules are told the names of the result. A ".." in a link starts again from the root with the
+// shortened list of names, so the kernel is never asked for a parent (T18). It runs with the file system ids of the container's root. Dies of target_missing, target_forbidden, invalid_request.
+func (p *Place) Resolve(path wire.Path, dir bool) *Mountpoint {
+	m := &Mountpoint{place: p, fd: p.root, dir: dir}
+	AsRoot(p.target.UID, p.target.GID, func() { m.walk(path) })
+	full := absolute(m.names)
+	var st unix.Stat_t
+	namespace.Check(unix.Fstat(m.fd, &st), wire.System, "target", "cannot stat %s in the container", path)
+	in := func(l []wire.Path) bool {
+		return slices.ContainsFunc(l, func(d wire.Path) bool { return d.Contains(full) })
+	}
+	switch {
+	case len(m.names) == 0 || !path.Absolute && len(m.names) <= len(p.sandboxPath.Components):
+		forbid(path, "it is the root itself")
+	case !p.allows(path, full) || p.onHost && path.Absolute && !in(p.rules.HostPaths):
+		p.outside(path)
+	case in(p.rules.DenyUnder), slices.ContainsFunc(p.rules.Deny, func(d wire.Path) bool { return slices.Equal(d.Components, m.names) }):
+		forbid(path, full.String()+" is in a deny list of helper.toml")
+	case m.missing > 0 && p.onHost && path.Absolute:
+		namespace.Die(wire.Errorf(wire.TargetMissing, "target", "cannot attach at %s: it does not exist, and the container shares the host's root, where nothing is made", path).
+			WithHint("create it on the host, or use a relative path, which is made in the sandbox"))
+	case m.missing > 0:
+		m.mayMake()
+	default:
+		fits(path, st.Mode, dir)
+	}
+	return m
 }
 
-func (p *Place) walk(path wire.Path, dir bool, rules *Rules) (*Mountpoint, error) {
-	m := &Mountpoint{place: p, dir: dir}
-	start, names := p.root, []string(nil)
+// allows says whether a walk may look at names. A container that shares the host's root must not learn from an error what there is elsewhere (T21, T31), and a link in a sandbox must not lead out of it.
+func (p *Place) allows(path, at wire.Path) bool {
+	related := func(root wire.Path) bool { return root.Contains(at) || at.Contains(root) } // below it, or on the way to it
+	if !path.Absolute {
+		return related(p.sandboxPath)
+	}
+	return !p.onHost || slices.ContainsFunc(p.rules.HostPaths, related)
+}
+
+func (p *Place) outside(path wire.Path) {
+	if p.onHost && path.Absolute {
+		forbid(path, "the container shares the host's root, and the path is not under targets.host_paths of helper.toml")
+	}
+	forbid(path, "it leads out of the sandbox directory")
+}
+
+func (m *Mountpoint) walk(path wire.Path) {
+	p, todo := m.place, slices.Clone(path.Components)
 	if !path.Absolute {
 		if p.sandbox < 0 {
-			return nil, wire.Errorf(wire.InvalidRequest, "target", "cannot use the relative path %s: no sandbox directory was named", path).WithHint("name it with --directory")
+			namespace.Die(wire.Errorf(wire.InvalidRequest, "target", "cannot use the relative path %s: no sandbox directory was named", path).WithHint("name it with --directory"))
 		}
-		start, names = p.sandbox, p.sandboxPath
+		m.fd, m.names = p.sandbox, p.sandboxPath.Components
 	}
-	if len(path.Components) == 0 {
-		return nil, forbidden(path, "it is the root itself")
-	}
-	hostRules := p.target.SharesHostRoot && p.prefix == nil
-	// inside says whether a walk may look at names: a container that shares the host's root must not learn from the error what there is elsewhere (T21, T31).
-	inside := func(names []string) bool {
-		at := wire.Path{Absolute: true, Components: names}
-		if !path.Absolute {
-			return related(wire.Path{Absolute: true, Components: p.sandboxPath}, at)
-		}
-		return !hostRules || slices.ContainsFunc(rules.HostPaths, func(h wire.Path) bool { return related(h, at) })
-	}
-	outside := forbidden(path, "it leads to a place that is not allowed")
-	if hostRules && path.Absolute {
-		outside = forbidden(path, "the container shares the host's root, and the path is not under targets.host_paths of helper.toml")
-		if !slices.ContainsFunc(rules.HostPaths, func(h wire.Path) bool { return h.Contains(path) }) {
-			return nil, outside
-		}
-	}
-
-	cur, err := dup(start)
-	if err != nil {
-		return nil, wire.Errorf(wire.System, "target", "cannot resolve %s: %v", path, err)
-	}
-	m.fd = cur
-	fail := func(err error) (*Mountpoint, error) {
-		m.Close()
-		return nil, err
-	}
-	mount := uint64(0)
-	todo := slices.Clone(path.Components)
-	links, fromLink := 0, 0 // fromLink: how many of todo came out of a link
+	mount, links, linked := uint64(0), 0, 0 // linked: how many of todo came out of a link
 	for {
 		id, _, err := namespace.MountOf(m.fd)
-		if err != nil {
-			return fail(atFault(path, names, err))
-		}
+		atFault(path, m.names, err)
 		if id != mount {
-			what, err := namespace.StatMount(id, p.ns)
-			if err != nil {
-				return fail(atFault(path, names, err))
-			}
-			if why := refusedType(what.Type); why != "" {
-				return fail(forbidden(path, "/"+strings.Join(names, "/")+" is on a "+what.Type+" filesystem, "+why))
+			on, err := namespace.StatMount(id, p.target.NS.ID)
+			atFault(path, m.names, err)
+			if refused(on.Type) {
+				forbid(path, absolute(m.names).String()+" is on a "+on.Type+" filesystem")
 			}
 			mount = id
 		}
 		if len(todo) == 0 {
-			break
+			return
+		}
+		if links > maxLinks {
+			atFault(path, m.names, unix.ELOOP)
 		}
 		name := todo[0]
 		if name == ".." {
-			todo = append(slices.Clone(names[:max(len(names)-1, 0)]), todo[1:]...)
-			names, fromLink = nil, max(fromLink-1, 0)+max(len(names)-1, 0)
-			if err := m.reopen(p.root); err != nil {
-				return fail(atFault(path, names, err))
-			}
-			if links++; links > maxLinks {
-				return fail(atFault(path, names, unix.ELOOP))
-			}
+			back := m.names[:max(len(m.names)-1, 0)]
+			todo, linked, links = append(slices.Clone(back), todo[1:]...), linked-1+len(back), links+1
+			m.restart()
 			continue
 		}
-		at := append(slices.Clone(names), name)
-		if !inside(at) {
-			return fail(outside)
+		at := append(slices.Clone(m.names), name)
+		if !p.allows(path, absolute(at)) {
+			p.outside(path)
 		}
 		next, err := unix.Openat(m.fd, name, unix.O_PATH|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
-		if errors.Is(err, unix.ENOENT) && fromLink == 0 && !slices.Contains(todo, "..") {
-			m.missing = todo
-			names = append(names, todo...)
-			break
-		} else if errors.Is(err, unix.ENOENT) {
-			return fail(wire.Errorf(wire.TargetMissing, "target", "cannot resolve %s in the container: a link on the way leads to /%s, which does not exist", path, strings.Join(at, "/")))
-		} else if err != nil {
-			return fail(atFault(path, at, err))
+		if err == unix.ENOENT && linked == 0 {
+			m.missing, m.names = len(todo), append(m.names[:len(m.names):len(m.names)], todo...)
+			return
+		} else if err == unix.ENOENT {
+			namespace.Die(wire.Errorf(wire.TargetMissing, "target", "cannot resolve %s in the container: a link on the way leads to %s, which does not exist", path, absolute(at)))
 		}
-		todo, fromLink = todo[1:], max(fromLink-1, 0)
-		text, err := readlink(next)
-		if err == nil { // a link
-			unix.Close(next)
-			if links++; links > maxLinks {
-				return fail(atFault(path, at, unix.ELOOP))
-			}
-			if strings.HasPrefix(text, "/") {
-				names = nil
-				if err := m.reopen(p.root); err != nil {
-					return fail(atFault(path, at, err))
-				}
-			}
-			target := slices.DeleteFunc(strings.Split(text, "/"), func(c string) bool { return c == "" || c == "." })
-			todo, fromLink = append(target, todo...), fromLink+len(target)
+		atFault(path, at, err)
+		todo, linked = todo[1:], max(linked-1, 0)
+		text := make([]byte, unix.PathMax)
+		n, err := unix.Readlinkat(next, "", text)
+		if err != nil { // no link
+			m.moveTo(next)
+			m.names = at
 			continue
 		}
+		unix.Close(next)
+		if text[0] == '/' {
+			m.restart()
+		}
+		target := slices.DeleteFunc(strings.Split(string(text[:n]), "/"), func(c string) bool { return c == "" || c == "." })
+		todo, linked, links = append(target, todo...), linked+len(target), links+1
+	}
+}
+
+func (m *Mountpoint) restart() {
+	m.moveTo(m.place.root)
+	m.names = nil
+}
+
+// moveTo goes on at fd. What is walked past is closed, since a path has up to 2,048 components.
+func (m *Mountpoint) moveTo(fd int) {
+	if m.fd != m.place.root && m.fd != m.place.sandbox {
 		unix.Close(m.fd)
-		m.fd, names = next, at
 	}
-	m.names = names
-	return m.judge(path, rules, hostRules, outside)
+	m.fd = fd
 }
 
-// judge applies the rules to a resolved path.
-func (m *Mountpoint) judge(path wire.Path, rules *Rules, hostRules bool, outside error) (*Mountpoint, error) {
-	p, full := m.place, wire.Path{Absolute: true, Components: m.names}
-	err := error(nil)
-	var st unix.Stat_t
-	switch {
-	case !path.Absolute && (len(m.names) <= len(p.sandboxPath) || !(wire.Path{Absolute: true, Components: p.sandboxPath}).Contains(full)):
-		err = outside // a link in the sandbox must not lead out of it
-	case hostRules && path.Absolute && !slices.ContainsFunc(rules.HostPaths, func(h wire.Path) bool { return h.Contains(full) }):
-		err = outside
-	case len(m.names) == 0:
-		err = forbidden(path, "it is the root itself")
-	case slices.ContainsFunc(rules.Deny, func(d wire.Path) bool { return d.Contains(full) && full.Contains(d) }),
-		slices.ContainsFunc(rules.DenyUnder, func(d wire.Path) bool { return d.Contains(full) }):
-		err = forbidden(path, full.String()+" is in a deny list of helper.toml")
-	case len(m.missing) > 0 && hostRules && path.Absolute:
-		err = wire.Errorf(wire.TargetMissing, "target", "cannot attach at %s: it does not exist, and the container shares the host's root, where nothing is made", path).
-			WithHint("create it on the host, or use a relative path, which is made in the sandbox")
-	case len(m.missing) > 0:
-		err = m.mayMake(path)
-	case unix.Fstat(m.fd, &st) != nil:
-		err = wire.Errorf(wire.System, "target", "cannot stat %s in the container", path)
-	default:
-		err = fits(path.String(), st.Mode, m.dir)
-	}
+// moveInto resolves the mountpoint again, since it lies in another volume of the same request, where it must exist. That volume is not attached yet: the tree that will be is looked at, so all is known
+// before anything is visible.
+func (m *Mountpoint) moveInto(outer *Mountpoint, tree int) {
+	rest := m.names[len(outer.names):]
+	fd, err := open(tree, rest, unix.O_PATH, down)
 	if err != nil {
-		m.Close()
-		return nil, err
+		namespace.Die(wire.Errorf(wire.TargetMissing, "target", "cannot attach at %s: it lies in the volume at %s, where %s does not exist or is a link (%v)", m.Path(), outer.Path(), strings.Join(rest, "/"), err))
 	}
-	return m, nil
+	m.moveTo(fd)
+	m.missing, m.inVol = 0, true
+	var st unix.Stat_t
+	namespace.Check(unix.Fstat(fd, &st), wire.System, "target", "cannot stat %s", m.Path())
+	fits(absolute(m.names), st.Mode, m.dir)
 }
 
-// moveInto resolves the mountpoint again, since it lies in another volume of the same request, where it must exist. That volume is not attached yet: the tree that will be is
-// looked at, so all is known before anything is visible.
-func (m *Mountpoint) moveInto(outer *Mountpoint, tree int) error {
-	rest := strings.Join(m.names[len(outer.names):], "/")
-	fd, err := unix.Openat2(tree, rest, &unix.OpenHow{Flags: unix.O_PATH | unix.O_CLOEXEC, Resolve: resolveDown})
-	if err != nil {
-		return wire.Errorf(wire.TargetMissing, "target", "cannot attach at %s: it lies in the volume at %s, where %s does not exist or is a link (%v)", m.Path(), outer.Path(), rest, err)
-	}
-	unix.Close(m.fd)
-	m.fd, m.missing, m.inVol = fd, nil, true
+// mayMake checks that what is missing may be made where it is missing: on the container's root mount, its sandbox mount or a tmpfs. Any other mount in a container is somebody else's files.
+func (m *Mountpoint) mayMake() {
 	var st unix.Stat_t
-	if err := unix.Fstat(fd, &st); err != nil {
-		return wire.Errorf(wire.System, "target", "cannot stat %s: %v", m.Path(), err)
-	}
-	return fits(m.Path(), st.Mode, m.dir)
-}
-
-// mayMake checks that what is missing may be made where it is missing: on the container's root mount, its sandbox mount or a tmpfs. Any other mount in a
-// container is somebody else's files, bind-mounted in.
-func (m *Mountpoint) mayMake(path wire.Path) error {
-	var st unix.Stat_t
-	if err := unix.Fstat(m.fd, &st); err != nil {
-		return wire.Errorf(wire.System, "target", "cannot stat a folder of %s: %v", path, err)
-	}
-	here := m.names[:len(m.names)-len(m.missing)+m.made]
-	if st.Mode&unix.S_IFMT != unix.S_IFDIR {
-		return atFault(path, here, unix.ENOTDIR)
-	}
+	path, here := absolute(m.names), absolute(m.here())
 	id, _, err := namespace.MountOf(m.fd)
-	if err != nil {
-		return atFault(path, here, err)
+	atFault(path, m.here(), cmp.Or(err, unix.Fstat(m.fd, &st)))
+	if st.Mode&unix.S_IFMT != unix.S_IFDIR {
+		atFault(path, m.here(), unix.ENOTDIR)
 	}
-	if id == m.place.rootID || m.place.sandbox >= 0 && id == m.place.sandboxID {
-		return nil
+	if id == m.place.rootMount || id == m.place.sandMount {
+		return
 	}
-	if on, err := namespace.StatMount(id, m.place.ns); err != nil || on.Type != "tmpfs" {
-		return wire.Errorf(wire.TargetForbidden, "target", "cannot create %s in the container: /%s is another mount, in which nothing is made", path, strings.Join(here, "/")).
-			WithHint("create the path in what is mounted there")
+	if on, err := namespace.StatMount(id, m.place.target.NS.ID); err != nil || on.Type != "tmpfs" {
+		namespace.Die(wire.Errorf(wire.TargetForbidden, "target", "cannot create %s in the container: %s is another mount, in which nothing is made", path, here).WithHint("create the path in what is mounted there"))
 	}
-	return nil
 }
 
-// Make makes the missing components, 0755 and owned by the container's root, as the container's root itself would: with its file system ids, so that the kernel's
-// own checks apply and there is never a moment with another owner (FACTS 3). A component that somebody else made meanwhile is used if it is a
-// directory on the same mount, and not counted. Errors: target_forbidden, system.
-func (m *Mountpoint) Make() error {
-	return m.place.asContainerRoot(func() error {
-		path := wire.Path{Absolute: true, Components: m.names}
-		for len(m.missing) > m.made {
-			if err := m.mayMake(path); err != nil {
-				return err
+// Make makes the missing components, 0755, as the container's root would: with its file system ids, so that the kernel's own checks apply and there is never a moment with another owner (FACTS 3). A
+// directory that somebody else made meanwhile is used. Dies of target_forbidden, system.
+func (m *Mountpoint) Make() {
+	AsRoot(m.place.target.UID, m.place.target.GID, func() {
+		for m.made < m.missing {
+			m.mayMake()
+			name, last := m.names[len(m.here())], m.made+1 == m.missing
+			flags, err := unix.O_PATH|unix.O_NOFOLLOW|unix.O_CLOEXEC, error(nil)
+			if m.dir || !last {
+				flags |= unix.O_DIRECTORY
+				err = unix.Mkdirat(m.fd, name, 0o755)
+			} else {
+				var fd int
+				if fd, err = unix.Openat(m.fd, name, unix.O_CREAT|unix.O_EXCL|unix.O_WRONLY|unix.O_CLOEXEC, 0o644); err == nil {
+					unix.Close(fd)
+				}
 			}
-			i := len(m.names) - len(m.missing) + m.made
-			if err := m.makeNext(m.names[i], i == len(m.names)-1); err != nil {
-				return atFault(path, m.names[:i+1], err)
+			at := m.names[:len(m.here())+1]
+			if err != unix.EEXIST || !m.dir && last {
+				atFault(absolute(m.names), at, err)
 			}
-			m.made++
+			if m.made++; err != nil {
+				m.others = m.made
+			}
+			next, err := unix.Openat(m.fd, name, flags, 0)
+			atFault(absolute(m.names), at, err)
+			m.moveTo(next)
 		}
-		return nil
 	})
 }
 
-func (m *Mountpoint) makeNext(name string, last bool) error {
-	var err error
-	if m.dir || !last {
-		if err = unix.Mkdirat(m.fd, name, 0o755); err == unix.EEXIST {
-			err = nil
-		}
-	} else {
-		var fd int
-		if fd, err = unix.Openat(m.fd, name, unix.O_CREAT|unix.O_EXCL|unix.O_WRONLY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0o644); err == nil {
-			unix.Close(fd)
-		}
-	}
-	if err != nil {
-		return err
-	}
-	flags := unix.O_PATH | unix.O_NOFOLLOW | unix.O_CLOEXEC
-	if m.dir || !last {
-		flags |= unix.O_DIRECTORY
-	}
-	next, err := unix.Openat(m.fd, name, flags, 0)
-	if err != nil {
-		return err
-	}
-	unix.Close(m.fd)
-	m.fd = next
-	return nil
-}
-
-// Check verifies, right before the attach, that the pinned mountpoint is still what its path means in the container: one that was moved out of the root or
-// deleted meanwhile is refused (T18).
-func (m *Mountpoint) Check() error {
+// Check verifies, right before the attach, that the pinned mountpoint is still what its path means in the container: one that was moved out of the root or deleted meanwhile is refused (T18).
+func (m *Mountpoint) Check() {
 	if m.inVol {
-		return nil
+		return
 	}
-	return m.place.asContainerRoot(func() error {
-		path := "/" + strings.Join(m.names, "/")
-		fd, err := unix.Openat2(m.place.root, path, &unix.OpenHow{Flags: unix.O_PATH | unix.O_CLOEXEC,
-			Resolve: unix.RESOLVE_IN_ROOT | unix.RESOLVE_NO_SYMLINKS | unix.RESOLVE_NO_MAGICLINKS})
-		if err == nil {
-			defer unix.Close(fd)
-			var a, b unix.Stat_t
-			m1, _, e1 := namespace.MountOf(fd)
-			m2, _, e2 := namespace.MountOf(m.fd)
-			if errors.Join(e1, e2, unix.Fstat(fd, &a), unix.Fstat(m.fd, &b)) == nil && m1 == m2 && a.Dev == b.Dev && a.Ino == b.Ino {
-				return fits(path, b.Mode, m.dir)
-			}
+	AsRoot(m.place.target.UID, m.place.target.GID, func() {
+		fd, err := open(m.place.root, m.names, unix.O_PATH, inRoot)
+		a, _, e1 := namespace.MountOf(fd)
+		b, stx, e2 := namespace.MountOf(m.fd)
+		if cmp.Or(err, e1, e2) != nil || a != b || !sameFile(fd, m.fd) {
+			namespace.Die(wire.Errorf(wire.TargetForbidden, "attach", "cannot attach at %s: the container changed the path meanwhile", m.Path()))
 		}
-		return wire.Errorf(wire.TargetForbidden, "attach", "cannot attach at %s: the container changed the path meanwhile", path)
+		unix.Close(fd)
+		fits(absolute(m.names), uint32(stx.Mode), m.dir)
 	})
 }
 
-// Unmake removes what Make made, the deepest first, as long as it is empty.
+// Unmake removes what Make made.
 func (m *Mountpoint) Unmake() {
-	m.place.asContainerRoot(func() error {
-		RemoveMade(m.place.root, m.names, m.made)
-		return nil
-	})
-	m.made = 0
+	AsRoot(m.place.target.UID, m.place.target.GID, func() { removeMade(m.place.root, m.here(), m.Made()) })
+	m.made, m.others = 0, 0
 }
 
-// RemoveMade removes the last n of names beneath the directory root if they are empty, the deepest first, until one is not. No link is followed. It reports whether
-// all are gone.
-func RemoveMade(root int, names []string, n int) bool {
+// removeMade removes the last n of names beneath the directory root if they are empty, the deepest first, until one is not. No link is followed.
+func removeMade(root int, names []string, n int) {
 	for ; n > 0; n, names = n-1, names[:len(names)-1] {
-		last := len(names) - 1
-		dir, err := unix.Openat2(root, "./"+strings.Join(names[:last], "/"), &unix.OpenHow{Flags: unix.O_PATH | unix.O_DIRECTORY | unix.O_CLOEXEC,
-			Resolve: resolveDown})
+		name := names[len(names)-1]
+		dir, err := open(root, names[:len(names)-1], unix.O_PATH|unix.O_DIRECTORY, down)
 		if err != nil {
-			return errors.Is(err, unix.ENOENT)
+			return
 		}
 		var st unix.Stat_t
-		if err = unix.Fstatat(dir, names[last], &st, unix.AT_SYMLINK_NOFOLLOW); err == nil {
-			switch {
-			case st.Mode&unix.S_IFMT == unix.S_IFDIR:
-				err = unix.Unlinkat(dir, names[last], unix.AT_REMOVEDIR)
-			case st.Mode&unix.S_IFMT == unix.S_IFREG && st.Size == 0:
-				err = unix.Unlinkat(dir, names[last], 0)
-			default:
-				err = unix.ENOTEMPTY
-			}
+		if err = unix.Fstatat(dir, name, &st, unix.AT_SYMLINK_NOFOLLOW); err == nil && st.Mode&unix.S_IFMT == unix.S_IFDIR {
+			err = unix.Unlinkat(dir, name, unix.AT_REMOVEDIR)
+		} else if err == nil && st.Mode&unix.S_IFMT == unix.S_IFREG && st.Size == 0 {
+			err = unix.Unlinkat(dir, name, 0)
 		}
 		unix.Close(dir)
 		if err != nil && err != unix.ENOENT {
-			return false
+			return
 		}
 	}
-	return true
 }
 
-// Close closes the mountpoint's descriptor.
-func (m *Mountpoint) Close() {
-	if m.fd > 0 {
-		unix.Close(m.fd)
-	}
-	m.fd = -1
-}
-
-func (m *Mountpoint) reopen(root int) error {
-	fd, err := dup(root)
-	if err == nil {
-		unix.Close(m.fd)
-		m.fd = fd
-	}
-	return err
-}
-
-// asContainerRoot runs f with the file system ids of the container's root user. They belong to the thread; the capabilities that override permissions go with
-// fsuid 0 and come back with it (capabilities(7)).
-func (p *Place) asContainerRoot(f func() error) error {
-	return AsContainerRoot(p.target.UID, p.target.GID, f)
-}
-
-// AsContainerRoot runs f with the calling thread's file system ids set to uid and gid.
-func AsContainerRoot(uid, gid int, f func() error) error {
+// AsRoot runs f with the calling thread's file system ids set to those of the container's root user. The capabilities that override permissions go with fsuid 0 and come back with it (capabilities(7)).
+func AsRoot(uid, gid int, f func()) {
+	defer unix.SetfsgidRetGid(0)
+	defer unix.SetfsuidRetUid(0)
 	unix.SetfsgidRetGid(gid)
 	unix.SetfsuidRetUid(uid)
-	defer func() {
-		unix.SetfsuidRetUid(0)
-		unix.SetfsgidRetGid(0)
-	}()
-	if now, _ := unix.SetfsuidRetUid(-1); now != uid { // these calls report no errors; asking with -1 tells
-		return wire.Errorf(wire.System, "target", "cannot take on the file system uid %d", uid)
+	u, _ := unix.SetfsuidRetUid(-1) // these calls report no errors; asking with -1 tells
+	g, _ := unix.SetfsgidRetGid(-1)
+	if u != uid || g != gid {
+		namespace.Die(wire.Errorf(wire.System, "target", "cannot take on the file system ids %d:%d", uid, gid))
 	}
-	if now, _ := unix.SetfsgidRetGid(-1); now != gid {
-		return wire.Errorf(wire.System, "target", "cannot take on the file system gid %d", gid)
-	}
-	return f()
+	f()
 }
 
-func dup(fd int) (int, error) { return unix.FcntlInt(uintptr(fd), unix.F_DUPFD_CLOEXEC, 3) }
+func absolute(names []string) wire.Path { return wire.Path{Absolute: true, Components: names} }
 
-// readlink returns the text of the link that fd, opened with O_PATH and O_NOFOLLOW, refers to; an error if it is none.
-func readlink(fd int) (string, error) {
-	buf := make([]byte, unix.PathMax)
-	n, err := unix.Readlinkat(fd, "", buf)
-	if err != nil {
-		return "", err
-	}
-	return string(buf[:n]), nil
+func sameFile(a, b int) bool {
+	var x, y unix.Stat_t
+	return unix.Fstat(a, &x) == nil && unix.Fstat(b, &y) == nil && x.Dev == y.Dev && x.Ino == y.Ino
 }
 
-// related reports whether one path is or contains the other: at lies below the allowed path, or on the way to it.
-func related(allowed, at wire.Path) bool { return allowed.Contains(at) || at.Contains(allowed) }
-
-func fits(path string, mode uint32, dir bool) error {
-	isDir := mode&unix.S_IFMT == unix.S_IFDIR
-	switch {
-	case dir && !isDir:
-		return wire.Errorf(wire.InvalidRequest, "target", "cannot attach at %s: the volume is a directory, and that is none", path)
-	case !dir && mode&unix.S_IFMT != unix.S_IFREG:
-		return wire.Errorf(wire.InvalidRequest, "target", "cannot attach at %s: the volume is a single file, and that is none", path)
+func fits(path wire.Path, mode uint32, dir bool) {
+	if kind := mode & unix.S_IFMT; dir && kind != unix.S_IFDIR {
+		namespace.Die(wire.Errorf(wire.InvalidRequest, "target", "cannot attach at %s: the volume is a directory, and that is none", path))
+	} else if !dir && kind != unix.S_IFREG {
+		namespace.Die(wire.Errorf(wire.InvalidRequest, "target", "cannot attach at %s: the volume is a single file, and that is none", path))
 	}
-	return nil
 }
 
-// refusedType says why nothing is attached on or under a filesystem of this type; "" if it may be.
-func refusedType(fstype string) string {
-	switch {
-	case fstype == "proc", fstype == "sysfs", fstype == "cgroup", fstype == "cgroup2", fstype == "devtmpfs":
-		return "where programs believe what the kernel says"
-	case isFUSE(fstype):
-		return "which could hang whoever looks"
-	}
-	return ""
+// refused are the filesystems on and under which nothing is attached: where programs believe what the kernel says, and where a server could hang whoever looks (T45).
+func refused(fstype string) bool {
+	return slices.Contains([]string{"proc", "sysfs", "cgroup", "cgroup2", "devtmpfs"}, fstype) || isFUSE(fstype)
 }
 
-func forbidden(path wire.Path, why string) error {
-	return wire.Errorf(wire.TargetForbidden, "target", "cannot attach at %s in the container: %s", path, why)
+func forbid(path wire.Path, why string) {
+	namespace.Die(wire.Errorf(wire.TargetForbidden, "target", "cannot attach at %s in the container: %s", path, why))
 }
 
-// atFault reports an errno with the component that it happened at.
-func atFault(path wire.Path, at []string, err error) error {
-	e := wire.Errorf(wire.System, "target", "cannot reach %s in the container: /%s: %v", path, strings.Join(at, "/"), err).Because(err)
-	switch {
-	case errors.Is(err, unix.ENOTDIR):
-		e.Code, e.Message = wire.InvalidRequest, "cannot create "+path.String()+" in the container: /"+strings.Join(at, "/")+" is not a directory"
-	case errors.Is(err, unix.ELOOP):
-		e.Code = wire.TargetForbidden
-	case errors.Is(err, unix.EROFS), errors.Is(err, unix.EACCES), errors.Is(err, unix.EPERM):
-		e.Code = wire.TargetForbidden
-		e.Hint = "create the path in the container's image, or choose another one"
+// atFault ends the operation if err is not nil, naming the component that it happened at.
+func atFault(path wire.Path, at []string, err error) {
+	if err == nil {
+		return
 	}
-	return e
+	e := wire.Errorf(wire.System, "target", "cannot reach or create %s in the container: %s: %v", path, absolute(at), err).Because(err)
+	for _, errno := range []error{unix.ELOOP, unix.EROFS, unix.EACCES, unix.EPERM} {
+		if errors.Is(err, errno) {
+			e.Code, e.Hint = wire.TargetForbidden, "create the path in the container's image, or choose another one"
+		}
+	}
+	if errors.Is(err, unix.ENOTDIR) || errors.Is(err, unix.EEXIST) {
+		e.Code = wire.InvalidRequest
+	}
+	namespace.Die(e)
 }

@@ -5,8 +5,6 @@ import (
 	"unsafe"
 
 	"golang.org/x/sys/unix"
-
-	"github.com/bindgate/bindgate/namespace"
 )
 
 // The system calls that may be made after step 5, each with who needs it. Everything else answers ENOSYS, since a later Go runtime may probe for what this one does not know; what only an
@@ -47,7 +45,7 @@ var (
 		unix.CLONE_VM | unix.CLONE_FS | unix.CLONE_FILES | unix.CLONE_SIGHAND | unix.CLONE_SYSVSEM | unix.CLONE_THREAD, // runtime: a thread
 		unix.CLONE_VFORK | unix.CLONE_FILES | unix.CLONE_NEWUSER | unix.CLONE_NEWNS,                                    // stage: the child
 	}
-	ioctls = []uint32{unix.PIDFD_GET_MNT_NAMESPACE, unix.NS_GET_USERNS, unix.NS_GET_MNTNS_ID, namespace.NSMntGetNext, namespace.NSMntGetPrev}
+	ioctls = []uint32{unix.PIDFD_GET_MNT_NAMESPACE, unix.NS_GET_USERNS, unix.NS_GET_MNTNS_ID}
 )
 
 // filterSyscalls installs the filter on all threads (seccomp(2), SECCOMP_FILTER_FLAG_TSYNC).
@@ -55,11 +53,11 @@ func filterSyscalls() error {
 	prog := program()
 	fprog := unix.SockFprog{Len: uint16(len(prog)), Filter: &prog[0]}
 	tid, _, e := unix.RawSyscall(unix.SYS_SECCOMP, unix.SECCOMP_SET_MODE_FILTER, unix.SECCOMP_FILTER_FLAG_TSYNC, uintptr(unsafe.Pointer(&fprog)))
+	if e == 0 && tid != 0 {
+		e = unix.ESRCH // a thread that could not be synchronised
+	}
 	if e != 0 {
 		return e
-	}
-	if tid != 0 {
-		return unix.ESRCH // a thread that could not be synchronised
 	}
 	return nil
 }
@@ -67,7 +65,8 @@ func filterSyscalls() error {
 // program builds the filter: a binary search over the numbers, since the kernel runs it once for every number when it is installed and a list would cost more than all else here.
 func program() []unix.SockFilter {
 	stmt := func(code uint16, k uint32) unix.SockFilter { return unix.SockFilter{Code: code, K: k} }
-	const load, ret, jeq, jge = unix.BPF_LD | unix.BPF_W | unix.BPF_ABS, unix.BPF_RET | unix.BPF_K, unix.BPF_JMP | unix.BPF_JEQ | unix.BPF_K, unix.BPF_JMP | unix.BPF_JGE | unix.BPF_K
+	const load, ret = unix.BPF_LD | unix.BPF_W | unix.BPF_ABS, unix.BPF_RET | unix.BPF_K
+	const jeq, jge = unix.BPF_JMP | unix.BPF_JEQ | unix.BPF_K, unix.BPF_JMP | unix.BPF_JGE | unix.BPF_K
 	const nr, arch, arg0, arg1 = 0, 4, 16, 24 // struct seccomp_data, low halves
 	const yes, no, kill = unix.SECCOMP_RET_ALLOW, unix.SECCOMP_RET_ERRNO | uint32(unix.ENOSYS), unix.SECCOMP_RET_KILL_PROCESS
 	only := func(offset uint32, values []uint32) []unix.SockFilter {
@@ -78,10 +77,6 @@ func program() []unix.SockFilter {
 		return append(out, stmt(ret, unix.SECCOMP_RET_ERRNO|uint32(unix.EPERM)), stmt(ret, yes))
 	}
 
-	type leaf struct {
-		from uint32 // numbers from here up to the next leaf's
-		code []unix.SockFilter
-	}
 	verdict := map[uint32][]unix.SockFilter{unix.SYS_CLONE: only(arg0, cloneFlags), unix.SYS_IOCTL: only(arg1, ioctls)}
 	for _, c := range append(slices.Clone(allowed), archAllowed...) {
 		verdict[uint32(c.nr)] = []unix.SockFilter{stmt(ret, yes)}
@@ -89,18 +84,21 @@ func program() []unix.SockFilter {
 	for _, n := range deadly {
 		verdict[uint32(n)] = []unix.SockFilter{stmt(ret, kill)}
 	}
-	leaves := []leaf{{0, []unix.SockFilter{stmt(ret, no)}}}
+	type leaf struct {
+		from uint32 // numbers from here up to the next leaf's
+		code []unix.SockFilter
+	}
+	var leaves []leaf
 	for n := range uint32(1024) {
-		code, ok := verdict[n]
-		if !ok {
+		code := verdict[n]
+		if code == nil {
 			code = []unix.SockFilter{stmt(ret, no)}
 		}
-		if last := &leaves[len(leaves)-1]; !slices.Equal(last.code, code) {
+		if len(leaves) == 0 || !slices.Equal(leaves[len(leaves)-1].code, code) {
 			leaves = append(leaves, leaf{n, code})
 		}
 	}
 	leaves = append(leaves, leaf{1 << 30, []unix.SockFilter{stmt(ret, kill)}}) // x32 numbers
-
 	var search func([]leaf) []unix.SockFilter
 	search = func(l []leaf) []unix.SockFilter {
 		if len(l) == 1 {

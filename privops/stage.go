@@ -22,129 +22,77 @@ import (
 //  3. Set the attributes, recursively (T23).
 //  4. One child, with a fresh user and mount namespace, sees locked copies, clones each and leaves the clones in our descriptor table.
 //
-// A volume that lands in another one of the request is then resolved in that one's tree. list is in the order of Order. The thread is left in the staging namespace; the next Enter leaves it, and with the last descriptor it vanishes. Errors: source_forbidden, unsupported_kernel, system.
-func Stage(list []*Attachment, ns namespace.NS, lock bool) error {
-	if err := ns.Enter(); err != nil {
-		return err
-	}
-	top, err := stagingRoot()
-	if err != nil {
-		return wire.Errorf(wire.System, "stage", "cannot make a staging namespace: %v", err)
-	}
-	defer unix.Close(top)
-	for i, a := range list {
-		if err := a.stage(top, strconv.Itoa(i)); err != nil {
-			return err
-		}
-	}
+// A volume that lands in another one of the request is then resolved in that one's tree. list is in the order of Order. The thread is left in the staging namespace; the next Enter leaves it, and with the last descriptor it vanishes. Dies of source_forbidden, unsupported_kernel, system.
+func Stage(list []*Attachment, ns namespace.NS, lock bool) {
+	ns.Enter()
+	top := stagingRoot()
 	slots := make([]int, len(list))
 	for i, a := range list {
+		a.stage(top, strconv.Itoa(i))
 		slots[i] = a.tree
 	}
 	if e := cloneTrees(slots, lock); e != 0 {
-		return lockFailed(e)
+		err := wire.Errorf(wire.System, "lock", "cannot lock the attributes: %v", e)
+		if e == unix.ENOSPC || e == unix.EUSERS || e == unix.EPERM || e == unix.EINVAL {
+			err.Code, err.Hint = wire.UnsupportedKernel, "locking needs user namespaces: see user.max_user_namespaces and user.max_mnt_namespaces (sysctl)"
+		}
+		namespace.Die(err)
 	}
 	for _, a := range list {
 		id, _, err := namespace.MountOf(a.tree)
-		if err != nil {
-			return wire.Errorf(wire.UnsupportedKernel, "stage", "cannot name the detached mount of %s: %v", a.Source.Path, err)
-		}
-		a.ID, a.Locked = id, lock
-		if a.Outer != nil {
-			if err := a.Point.moveInto(a.Outer.Point, a.Outer.tree); err != nil {
-				return err
-			}
+		namespace.Check(err, wire.System, "stage", "cannot name the detached mount of %s", a.Source.Path)
+		if a.ID, a.Locked = id, lock; a.outer != nil {
+			a.Point.moveInto(a.outer.Point, a.outer.tree)
 		}
 	}
-	return nil
 }
 
 // stagingRoot makes the thread's root an empty tmpfs in a mount namespace that only this thread is in.
-func stagingRoot() (int, error) {
-	if err := unix.Unshare(unix.CLONE_NEWNS); err != nil {
-		return -1, err
-	}
-	// What follows must not propagate to the container's own mounts.
-	if err := unix.MountSetattr(unix.AT_FDCWD, "/", unix.AT_RECURSIVE, &unix.MountAttr{Propagation: unix.MS_PRIVATE}); err != nil {
-		return -1, err
-	}
-	fs, err := unix.Fsopen("tmpfs", unix.FSOPEN_CLOEXEC)
-	if err != nil {
-		return -1, err
-	}
-	defer unix.Close(fs)
-	if err := unix.FsconfigCreate(fs); err != nil {
-		return -1, err
-	}
-	top, err := unix.Fsmount(fs, unix.FSMOUNT_CLOEXEC, 0)
-	if err == nil {
-		err = unix.MoveMount(top, "", unix.AT_FDCWD, "/", unix.MOVE_MOUNT_F_EMPTY_PATH)
-	}
-	if err == nil {
-		err = unix.Fchdir(top)
-	}
-	if err == nil {
-		err = unix.Chroot(".") // else the child below is refused: the kernel takes us for chrooted
-	}
-	return top, err
+func stagingRoot() int {
+	const why = "cannot make a staging namespace"
+	check := func(err error) { namespace.Check(err, wire.System, "stage", why) }
+	check(unix.Unshare(unix.CLONE_NEWNS))
+	check(unix.MountSetattr(unix.AT_FDCWD, "/", unix.AT_RECURSIVE, &unix.MountAttr{Propagation: unix.MS_PRIVATE})) // what follows must not propagate to the container's own mounts
+	fs := namespace.Must(unix.Fsopen("tmpfs", unix.FSOPEN_CLOEXEC))(wire.System, "stage", why)
+	check(unix.FsconfigCreate(fs))
+	top := namespace.Must(unix.Fsmount(fs, unix.FSMOUNT_CLOEXEC, 0))(wire.System, "stage", why)
+	check(unix.MoveMount(top, "", unix.AT_FDCWD, "/", unix.MOVE_MOUNT_F_EMPTY_PATH))
+	check(unix.Fchdir(top))
+	check(unix.Chroot(".")) // else the child below is refused: the kernel takes us for chrooted
+	return top
 }
 
-func (a *Attachment) stage(top int, name string) (err error) {
+func (a *Attachment) stage(top int, name string) {
+	check := func(err error) { namespace.Check(err, wire.System, "stage", "cannot stage %s", a.Source.Path) }
 	if a.Source.IsDir {
-		err = unix.Mkdirat(top, name, 0o700)
+		check(unix.Mkdirat(top, name, 0o700))
 	} else {
-		var fd int
-		if fd, err = unix.Openat(top, name, unix.O_CREAT|unix.O_EXCL|unix.O_WRONLY|unix.O_CLOEXEC, 0o600); err == nil {
-			unix.Close(fd)
-		}
+		fd := namespace.Must(unix.Openat(top, name, unix.O_CREAT|unix.O_EXCL|unix.O_WRONLY|unix.O_CLOEXEC, 0o600))(wire.System, "stage", "cannot stage %s", a.Source.Path)
+		unix.Close(fd)
 	}
-	if err == nil {
-		err = unix.MoveMount(a.tree, "", top, name, unix.MOVE_MOUNT_F_EMPTY_PATH)
-	}
-	if err != nil {
-		return wire.Errorf(wire.System, "stage", "cannot stage %s: %v", a.Source.Path, err)
-	}
-	if err := a.checkSubmounts(); err != nil {
-		return err
-	}
-	if err := unix.MountSetattr(a.tree, "", unix.AT_EMPTY_PATH|unix.AT_RECURSIVE, &unix.MountAttr{Attr_set: a.Attr, Propagation: unix.MS_PRIVATE}); err != nil {
-		return wire.Errorf(wire.System, "stage", "cannot set the attributes of %s: %v", a.Source.Path, err)
-	}
-	return nil
+	check(unix.MoveMount(a.tree, "", top, name, unix.MOVE_MOUNT_F_EMPTY_PATH))
+	a.judgeMounts()
+	check(unix.MountSetattr(a.tree, "", unix.AT_EMPTY_PATH|unix.AT_RECURSIVE, &unix.MountAttr{Attr_set: a.Attr, Propagation: unix.MS_PRIVATE}))
 }
 
-// checkSubmounts judges what else is mounted in the source.
-func (a *Attachment) checkSubmounts() error {
+// judgeMounts judges what else is mounted in the source.
+func (a *Attachment) judgeMounts() {
 	id, _, err := namespace.MountOf(a.tree)
-	if err != nil {
-		return wire.Errorf(wire.System, "stage", "cannot examine %s: %v", a.Source.Path, err)
-	}
+	namespace.Check(err, wire.System, "stage", "cannot examine %s", a.Source.Path)
 	below, err := namespace.ListMounts(id, 0, 0, namespace.MaxMounts)
 	if err != nil || len(below) == namespace.MaxMounts {
-		return wire.Errorf(wire.SourceForbidden, "stage", "cannot use the source %s: the mounts in it cannot be listed, or are %d or more", a.Source.Path, namespace.MaxMounts)
+		namespace.Die(a.Source.forbid("the mounts in it cannot be listed, or are %d or more", namespace.MaxMounts))
 	}
 	for _, sub := range below {
 		m, err := namespace.StatMount(sub, 0)
-		switch {
-		case err != nil:
-			return wire.Errorf(wire.System, "stage", "cannot examine a mount in %s: %v", a.Source.Path, err)
-		case isFUSE(m.Type) && !a.Source.allowFUSE:
-			return wire.Errorf(wire.SourceForbidden, "stage", "cannot use the source %s: a %s filesystem is mounted in it", a.Source.Path, m.Type).
-				WithHint("root can set allow_fuse = true for its [[source]] in helper.toml")
-		case !a.Source.sealedByFolder && !sealed(m):
-			return wire.Errorf(wire.SourceForbidden, "stage", "cannot use the source %s: a mount in it lacks nosuid or nodev, so it is not sealed", a.Source.Path)
+		namespace.Check(err, wire.System, "stage", "cannot examine a mount in %s", a.Source.Path)
+		if isFUSE(m.Type) && !a.Source.allowFUSE {
+			namespace.Die(a.Source.forbid("a %s filesystem is mounted in it", m.Type).WithHint("root can set allow_fuse = true for its [[source]] in helper.toml"))
+		}
+		if !a.Source.private && !strips(m) {
+			namespace.Die(a.Source.forbid("a mount in it lacks nosuid or nodev, so it is not sealed"))
 		}
 	}
-	return nil
-}
-
-func lockFailed(e syscall.Errno) error {
-	err := wire.Errorf(wire.System, "lock", "cannot lock the attributes: %v", e)
-	if e == unix.ENOSPC || e == unix.EUSERS || e == unix.EPERM {
-		err.Code = wire.UnsupportedKernel
-		err.Hint = "locking needs user namespaces: see user.max_user_namespaces and user.max_mnt_namespaces (sysctl)"
-	}
-	return err
 }
 
 // names of the staged trees, as C strings: the child below must not allocate.

@@ -120,17 +120,15 @@ func (l *Ledger) Leave(uid uint32, owner, container string) {
 	l.root.Remove(indexName(uid, owner, container))
 }
 
-// Namespaces returns the ids of all namespaces that have a record, and the names of files that cannot be one.
-func (l *Ledger) Namespaces() (ids []uint64, strange []string, err error) {
+// Namespaces returns the ids of all namespaces that have a record.
+func (l *Ledger) Namespaces() (ids []uint64, err error) {
 	names, err := l.List()
 	for _, name := range names {
 		if id, err := strconv.ParseUint(name, 10, 64); err == nil && recordName(id) == name {
 			ids = append(ids, id)
-		} else {
-			strange = append(strange, name)
 		}
 	}
-	return ids, strange, err
+	return ids, err
 }
 
 // SweepIndex removes the entries that name a namespace without a record.
@@ -155,12 +153,11 @@ func (l *Ledger) SweepIndex() error {
 }
 
 func (r *LedgerRecord) encode() []byte {
-	num := func(n int) string { return strconv.Itoa(n) }
-	m := &wire.Message{Head: wire.Fields{{Key: "ns", Value: strconv.FormatUint(r.NS, 10)}, {Key: "inode", Value: strconv.FormatUint(r.Inode, 10)}}}
+	num := func(n uint64) string { return strconv.FormatUint(n, 10) }
+	m := &wire.Message{Head: wire.Pairs("ns", num(r.NS), "inode", num(r.Inode))}
 	for _, x := range r.Mounts {
-		m.Blocks = append(m.Blocks, wire.Fields{{Key: "mount", Value: x.Target}, {Key: "uid", Value: strconv.FormatUint(uint64(x.UID), 10)}, {Key: "owner", Value: x.Owner},
-			{Key: "container", Value: x.Container}, {Key: "pid", Value: num(x.PID)}, {Key: "source", Value: x.Source}, {Key: "mode", Value: x.Mode}, {Key: "id", Value: strconv.FormatUint(x.ID, 10)},
-			{Key: "path", Value: x.Path}, {Key: "prefix", Value: x.Prefix}, {Key: "made", Value: num(x.Made)}, {Key: "root-uid", Value: num(x.RootUID)}, {Key: "root-gid", Value: num(x.RootGID)}})
+		m.Blocks = append(m.Blocks, wire.Pairs("mount", x.Target, "uid", num(uint64(x.UID)), "owner", x.Owner, "container", x.Container, "pid", num(uint64(x.PID)), "source", x.Source, "mode", x.Mode,
+			"id", num(x.ID), "path", x.Path, "prefix", x.Prefix, "made", num(uint64(x.Made)), "root-uid", num(uint64(x.RootUID)), "root-gid", num(uint64(x.RootGID))))
 	}
 	return m.Encode()
 }
@@ -170,16 +167,15 @@ func parseLedger(payload []byte) (*LedgerRecord, error) {
 	if err != nil {
 		return nil, err
 	}
-	num := func(f wire.Fields, key string) (n uint64) {
+	num := func(f wire.Fields, key string) uint64 {
 		v, e := strconv.ParseUint(f.Get(key), 10, 64)
 		err = errors.Join(err, e)
 		return v
 	}
 	r := &LedgerRecord{NS: num(m.Head, "ns"), Inode: num(m.Head, "inode")}
 	for _, b := range m.Blocks {
-		r.Mounts = append(r.Mounts, LedgerMount{UID: uint32(num(b, "uid")), Owner: b.Get("owner"), Container: b.Get("container"), PID: int(num(b, "pid")), Target: b.Get("mount"),
-			Source: b.Get("source"), Mode: b.Get("mode"), ID: num(b, "id"), Path: b.Get("path"), Prefix: b.Get("prefix"), Made: int(num(b, "made")), RootUID: int(num(b, "root-uid")),
-			RootGID: int(num(b, "root-gid"))})
+		r.Mounts = append(r.Mounts, LedgerMount{UID: uint32(num(b, "uid")), Owner: b.Get("owner"), Container: b.Get("container"), PID: int(num(b, "pid")), Target: b.Get("mount"), Source: b.Get("source"),
+			Mode: b.Get("mode"), ID: num(b, "id"), Path: b.Get("path"), Prefix: b.Get("prefix"), Made: int(num(b, "made")), RootUID: int(num(b, "root-uid")), RootGID: int(num(b, "root-gid"))})
 	}
 	return r, err
 }

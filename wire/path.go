@@ -64,3 +64,13 @@ func (p Path) Contains(q Path) bool {
 	}
 	return true
 }
+
+// ParsePaths takes the paths of a configuration apart; those that are none are left out, which nothing matches.
+func ParsePaths(list []string) (out []Path) {
+	for _, s := range list {
+		if p, err := ParsePath(s); err == nil {
+			out = append(out, p)
+		}
+	}
+	return out
+}

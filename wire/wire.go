@@ -46,6 +46,14 @@ func (f Fields) Lookup(key string) (string, bool) {
 	return "", false
 }
 
+// Pairs makes fields of keys and values in turn.
+func Pairs(list ...string) (f Fields) {
+	for i := 0; i+1 < len(list); i += 2 {
+		f = append(f, Field{list[i], list[i+1]})
+	}
+	return f
+}
+
 // A Message is a decoded request, reply or record: its head (without bindgate= and end=) and its blocks, of which each begins with mount=.
 type Message struct {
 	Head   Fields

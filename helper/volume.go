@@ -1,0 +1,65 @@
+package main
+
+import (
+	"strconv"
+	"strings"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/bindgate/bindgate/conf"
+	"github.com/bindgate/bindgate/namespace"
+	"github.com/bindgate/bindgate/privops"
+	"github.com/bindgate/bindgate/wire"
+)
+
+// volume serves the local driver: create, remove and list its volumes.
+func (s *session) volume(r *wire.Request) []wire.Fields {
+	fd, _, err := conf.OpenTrusted(conf.VolumesDir(), unix.O_RDONLY|unix.O_DIRECTORY)
+	check(err)
+	check(conf.RootOwned(fd, conf.VolumesDir()))
+	v := &privops.Volumes{FD: fd, Path: conf.VolumesDir()}
+	if r.Op == wire.OpListVolumes && r.Name == "" {
+		var blocks []wire.Fields
+		for _, vol := range v.List() {
+			blocks = append(blocks, describe(vol))
+		}
+		return blocks
+	}
+	defer must(s.ledger.LockVolume(r.Name)).Unlock()
+	created := false
+	switch r.Op {
+	case wire.OpRemoveVolume:
+		s.refuseAttached(v.Path + "/" + r.Name)
+		v.Remove(r.Name)
+		return nil
+	case wire.OpCreateVolume:
+		value := func(n *uint32, otherwise uint32) uint32 {
+			if n == nil {
+				return otherwise
+			}
+			return *n
+		}
+		created = v.Create(r.Name, value(r.Mode, 0o755), value(r.UID, 0), value(r.GID, 0))
+	}
+	vol, ok := v.Get(r.Name)
+	if !ok {
+		namespace.Die(wire.Errorf(wire.VolumeNotFound, "volume", "cannot find the local volume %s", r.Name))
+	}
+	return []wire.Fields{append(describe(vol), wire.Pairs("created", map[bool]string{true: "1", false: "0"}[created])...)}
+}
+
+func describe(v privops.Volume) wire.Fields {
+	n := func(n uint32, base int) string { return strconv.FormatUint(uint64(n), base) }
+	return wire.Pairs("mount", v.Path, "name", v.Name, "mode", n(v.Mode, 8), "uid", n(v.UID, 10), "gid", n(v.GID, 10), "time", strconv.FormatInt(v.Born, 10))
+}
+
+// refuseAttached refuses to remove a volume that is attached somewhere, whoever attached it.
+func (s *session) refuseAttached(volume string) {
+	for _, id := range must(s.ledger.Namespaces()) {
+		for _, m := range must(s.ledger.ReadNS(id)).Mounts {
+			if strings.HasPrefix(m.Source+"/", volume+"/") && namespace.Mounted(m.ID, id) {
+				namespace.Die(wire.Errorf(wire.Busy, "volume", "cannot remove the volume at %s: a container has it attached", volume).WithHint("see bindgate status; clean the container up first"))
+			}
+		}
+	}
+}

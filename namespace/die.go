@@ -1,0 +1,39 @@
+package namespace
+
+import "github.com/bindgate/bindgate/wire"
+
+// The core fails as setuid programs in C do with die(): a step that fails ends the operation at once, so that no step is ever made after one that failed, and the code reads as the list of its steps.
+// Here it unwinds, so that what was deferred is undone, and only main recovers it. Nothing outside the privileged binary uses this package. docs/adr/0003 tells why.
+
+// Die ends the operation with an error.
+func Die(e *wire.Error) { panic(e) }
+
+// Check ends the operation if err is not nil; the error is added to the message.
+func Check(err error, code wire.Code, stage, format string, args ...any) {
+	if err != nil {
+		Die(wire.Errorf(code, stage, format+": %v", append(args, err)...).Because(err))
+	}
+}
+
+// Must is Check for a call that also returns a value: Must(call)(code, stage, format, args...).
+func Must[T any](v T, err error) func(code wire.Code, stage, format string, args ...any) T {
+	return func(code wire.Code, stage, format string, args ...any) T {
+		Check(err, code, stage, format, args...)
+		return v
+	}
+}
+
+// Try runs f and returns the error that ended it.
+func Try(f func()) (err error) {
+	defer func() {
+		if r := recover(); r != nil {
+			e, ok := r.(*wire.Error)
+			if !ok {
+				e = wire.Errorf(wire.Internal, "internal", "cannot go on: %v", r)
+			}
+			err = e
+		}
+	}()
+	f()
+	return nil
+}
