@@ -64,6 +64,11 @@ func (s *session) commit(r *wire.Request, target *namespace.Target, list []*priv
 	for _, a := range list {
 		m := state.LedgerMount{UID: s.caller.uid, Owner: r.Owner, Container: r.Container, PID: r.PID, Target: parse(a.Mount.Path).String(), Source: path.Join(a.Source.Path, a.Mount.Subpath), Mode: a.Mount.Mode,
 			ID: a.ID, Path: a.Point.Path(), Prefix: a.Point.Prefix(), Made: a.Point.Missing(), RootUID: target.UID, RootGID: target.GID}
+		if m.Target[0] != '/' {
+			m.HostPath = path.Join(r.Directory, a.Point.InSandbox())
+		} else if r.Rootfs != "" {
+			m.HostPath = path.Join(r.Rootfs, m.Path)
+		}
 		same := func(x state.LedgerMount) bool { return x.Prefix+x.Path == m.Prefix+m.Path }
 		if i := slices.IndexFunc(record.Mounts[:live], same); i >= 0 {
 			namespace.Die(wire.Errorf(wire.Conflict, "ledger", "cannot attach at %s: there is a volume already", m.Path).WithHint("detach it first"))

@@ -5,6 +5,9 @@ import (
 	"strconv"
 	"strings"
 
+	"golang.org/x/sys/unix"
+
+	"github.com/bindgate/bindgate/conf"
 	"github.com/bindgate/bindgate/namespace"
 	"github.com/bindgate/bindgate/privops"
 	"github.com/bindgate/bindgate/state"
@@ -67,11 +70,23 @@ func (s *session) drop(record *state.LedgerRecord, lazy bool, which func(state.L
 		}
 		if alive {
 			recorded(&m).Detach(s.host, lazy)
+		} else if m.HostPath != "" && m.Made > 0 {
+			s.unmakeOnHost(&m)
 		}
 		record.Mounts = slices.Delete(record.Mounts, i, i+1)
 		gone = append(gone, wire.Pairs("mount", m.Target, "owner", m.Owner, "container", m.Container, "id", strconv.FormatUint(m.ID, 10)))
 	}
 	return gone
+}
+
+// unmakeOnHost removes what was made for a mount whose namespace has ended, where the host can reach it: beneath a sandbox or rootfs root of helper.toml.
+func (s *session) unmakeOnHost(m *state.LedgerMount) {
+	at := parse(m.HostPath)
+	for _, root := range wire.ParsePaths(slices.Concat(s.config.Targets.SandboxRoots, s.config.Targets.RootfsRoots)) {
+		if fd, _, err := conf.OpenTrusted(root.String(), unix.O_PATH|unix.O_DIRECTORY); err == nil && root.Contains(at) {
+			privops.AsRoot(m.RootUID, m.RootGID, func() { privops.RemoveMade(fd, at.Components[len(root.Components):], m.Made) })
+		}
+	}
 }
 
 func recorded(m *state.LedgerMount) *privops.Recorded {

@@ -88,7 +88,7 @@ func liesOn(id, base uint64) bool {
 
 func (r *Recorded) unmake(names []string) {
 	if root, err := unix.Open("/", unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0); err == nil {
-		AsRoot(r.UID, r.GID, func() { removeMade(root, names, r.Made) })
+		AsRoot(r.UID, r.GID, func() { RemoveMade(root, names, r.Made) })
 		unix.Close(root)
 	}
 }

@@ -110,6 +110,11 @@ func (m *Mountpoint) Prefix() string {
 	return strings.TrimSuffix(absolute(m.place.prefix.Components).String(), "/")
 }
 
+// InSandbox returns the part of the path below the sandbox directory.
+func (m *Mountpoint) InSandbox() string {
+	return strings.Join(m.names[len(m.place.sandboxPath.Components):], "/")
+}
+
 // Missing returns how many of the last components of Path were missing when it was resolved.
 func (m *Mountpoint) Missing() int { return m.missing }
 
@@ -325,12 +330,12 @@ func (m *Mountpoint) Check() {
 
 // Unmake removes what Make made.
 func (m *Mountpoint) Unmake() {
-	AsRoot(m.place.target.UID, m.place.target.GID, func() { removeMade(m.place.root, m.here(), m.Made()) })
+	AsRoot(m.place.target.UID, m.place.target.GID, func() { RemoveMade(m.place.root, m.here(), m.Made()) })
 	m.made, m.others = 0, 0
 }
 
-// removeMade removes the last n of names beneath the directory root if they are empty, the deepest first, until one is not. No link is followed.
-func removeMade(root int, names []string, n int) {
+// RemoveMade removes the last n of names beneath the directory root if they are empty, the deepest first, until one is not. No link is followed.
+func RemoveMade(root int, names []string, n int) {
 	for ; n > 0; n, names = n-1, names[:len(names)-1] {
 		name := names[len(names)-1]
 		dir, err := open(root, names[:len(names)-1], unix.O_PATH|unix.O_DIRECTORY, down)
