@@ -1,10 +1,7 @@
 package conf
 
 import (
-	"bytes"
-	"strings"
-
-	"github.com/BurntSushi/toml"
+	"slices"
 
 	"github.com/bindgate/bindgate/wire"
 )
@@ -67,56 +64,42 @@ func DefaultHelper() *Helper {
 	return h
 }
 
-// LoadHelper reads and validates helper.toml. It is refused, with the code config, if it or a folder above it is not root's alone, if it holds an
-// unknown key, or a value out of range.
+// LoadHelper reads and validates helper.toml. It is refused, with the code config, if it or a folder above it is not root's alone, if it holds an unknown key, or a value out of range.
 func LoadHelper() (*Helper, error) {
-	data, err := readTrusted(HelperTOML())
-	if err != nil {
+	h := DefaultHelper()
+	if err := load(HelperTOML(), h); err != nil {
 		return nil, err
 	}
-	return ParseHelper(data)
+	return h, h.validate()
 }
 
 // ParseHelper is LoadHelper without the file.
 func ParseHelper(data []byte) (*Helper, error) {
 	h := DefaultHelper()
-	if err := decode("helper.toml", data, h); err != nil {
+	if err := parse("helper.toml", data, h); err != nil {
 		return nil, err
 	}
-	lists := [][]string{h.Targets.Cgroups, h.Targets.HostPaths, h.Targets.RootfsRoots, h.Targets.SandboxRoots, h.Targets.Deny, h.Targets.DenyUnder,
-		{h.Audit.File}}
-	for _, s := range h.Sources {
-		lists = append(lists, []string{s.Path})
-	}
-	for _, list := range lists {
-		for _, p := range list {
-			q, err := wire.ParsePath(p)
-			if err != nil || q.String() != p || !q.Absolute || len(q.Components) == 0 {
-				return nil, wire.Errorf(wire.Config, "config", "cannot use %q in helper.toml: it must be a clean absolute path, not /", p)
-			}
-		}
-	}
-	if h.Mounts.Lock != LockAlways && h.Mounts.Lock != LockUserns {
-		return nil, wire.Errorf(wire.Config, "config", "cannot use lock = %q in helper.toml: it is %q or %q", h.Mounts.Lock, LockAlways, LockUserns)
-	}
-	if n := h.Limits.MountsPerRequest; n < 1 || n > wire.MaxBlocks {
-		return nil, wire.Errorf(wire.Config, "config", "cannot use mounts_per_request = %d in helper.toml: it is 1 to %d", n, wire.MaxBlocks)
-	}
-	if n := h.Limits.MountsPerNamespace; n < 1 || n > 10000 {
-		return nil, wire.Errorf(wire.Config, "config", "cannot use mounts_per_namespace = %d in helper.toml: it is 1 to 10000", n)
-	}
-	return h, nil
+	return h, h.validate()
 }
 
-// decode fills v from TOML and refuses keys that v does not have.
-func decode(name string, data []byte, v any) error {
-	md, err := toml.NewDecoder(bytes.NewReader(data)).Decode(v)
-	if err != nil {
-		why, _, _ := strings.Cut(err.Error(), "\n")
-		return wire.Errorf(wire.Config, "config", "cannot read %s: %s", name, why)
+func (h *Helper) validate() error {
+	t := &h.Targets
+	paths := slices.Concat(t.Cgroups, t.HostPaths, t.RootfsRoots, t.SandboxRoots, t.Deny, t.DenyUnder, []string{h.Audit.File})
+	for _, s := range h.Sources {
+		paths = append(paths, s.Path)
 	}
-	if unknown := md.Undecoded(); len(unknown) > 0 {
-		return wire.Errorf(wire.Config, "config", "cannot use the key %s in %s: there is no such key", unknown[0], name)
+	for _, p := range paths {
+		if q, err := wire.ParsePath(p); err != nil || q.String() != p || !q.Absolute || len(q.Components) == 0 {
+			return bad("a path", p, "clean and absolute, not /")
+		}
+	}
+	switch n, m := h.Limits.MountsPerRequest, h.Limits.MountsPerNamespace; {
+	case h.Mounts.Lock != LockAlways && h.Mounts.Lock != LockUserns:
+		return bad("mounts.lock", h.Mounts.Lock, "always or userns")
+	case n < 1 || n > wire.MaxBlocks:
+		return bad("limits.mounts_per_request", n, "1 to 1024")
+	case m < 1 || m > 10000:
+		return bad("limits.mounts_per_namespace", m, "1 to 10000")
 	}
 	return nil
 }

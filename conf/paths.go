@@ -12,41 +12,19 @@ var (
 	version       = "dev"
 )
 
-// Prefix is where the binaries are installed.
-func Prefix() string { return prefix }
-
-// User is the name of the policy user, the one who may call the setuid helper besides helper.toml's callers.
-func User() string { return user }
-
-// Version is the version that both binaries were built as.
+// User is the name of the policy user, the one who may call the setuid helper besides helper.toml's callers; Version is what both binaries were built as.
+func User() string    { return user }
 func Version() string { return version }
 
-// HelperTOML is the helper's configuration file.
-func HelperTOML() string { return sysconfdir + "/bindgate/helper.toml" }
-
-// PolicyTOML is the policy process' configuration file.
-func PolicyTOML() string { return sysconfdir + "/bindgate/policy.toml" }
-
-// HelperPath is the privileged binary.
-func HelperPath() string { return prefix + "/libexec/bindgate/bindgate-helper" }
-
-// HelperSocket is where systemd listens for the socket transport.
-func HelperSocket() string { return rundir + "/bindgate/helper.sock" }
-
-// RunDir is the run directory, which holds the ledger.
-func RunDir() string { return rundir + "/bindgate" }
-
-// LedgerDir holds the helper's records; root's, 0700.
-func LedgerDir() string { return RunDir() + "/ledger" }
-
-// StateDir holds what outlives a boot: the journal and the local volumes.
-func StateDir() string { return localstatedir + "/lib/bindgate" }
-
-// JournalDir holds the policy process' records; the policy user's, 0700.
-func JournalDir() string { return StateDir() + "/journal" }
-
-// VolumesDir holds the volumes of the local driver; root's, 0700.
-func VolumesDir() string { return StateDir() + "/volumes" }
-
-// AuditFile is where the helper writes its audit lines unless helper.toml says otherwise.
-func AuditFile() string { return localstatedir + "/log/bindgate/audit.jsonl" }
+// The paths of the installation.
+func Prefix() string       { return prefix }
+func HelperPath() string   { return prefix + "/libexec/bindgate/bindgate-helper" }
+func HelperTOML() string   { return sysconfdir + "/bindgate/helper.toml" }
+func PolicyTOML() string   { return sysconfdir + "/bindgate/policy.toml" }
+func RunDir() string       { return rundir + "/bindgate" }
+func LedgerDir() string    { return rundir + "/bindgate/ledger" }      // the helper's records; root's, 0700
+func HelperSocket() string { return rundir + "/bindgate/helper.sock" } // where systemd listens for the socket transport
+func StateDir() string     { return localstatedir + "/lib/bindgate" }  // what outlives a boot
+func JournalDir() string   { return StateDir() + "/journal" }          // the policy process' records; its user's, 0700
+func VolumesDir() string   { return StateDir() + "/volumes" }          // the local driver's volumes; root's, 0700
+func AuditFile() string    { return localstatedir + "/log/bindgate/audit.jsonl" }

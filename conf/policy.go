@@ -1,6 +1,9 @@
 package conf
 
 import (
+	"cmp"
+	"fmt"
+	"slices"
 	"time"
 
 	"github.com/bindgate/bindgate/wire"
@@ -91,64 +94,56 @@ func DefaultPolicy() *Policy {
 
 // LoadPolicy reads and validates the policy.toml of the installation, under the same rules for its owner as helper.toml. Errors have the code config.
 func LoadPolicy() (*Policy, error) {
-	data, err := readTrusted(PolicyTOML())
-	if err != nil {
+	p := DefaultPolicy()
+	if err := load(PolicyTOML(), p); err != nil {
 		return nil, err
 	}
-	return ParsePolicy(data)
+	return p, p.validate()
 }
 
 // ParsePolicy is LoadPolicy without the file.
 func ParsePolicy(data []byte) (*Policy, error) {
 	p := DefaultPolicy()
-	if err := decode("policy.toml", data, p); err != nil {
+	if err := parse("policy.toml", data, p); err != nil {
 		return nil, err
 	}
-	bad := func(key string, v any, want string) error {
-		return wire.Errorf(wire.Config, "config", "cannot use %s = %v in policy.toml: it must be %s", key, v, want)
-	}
+	return p, p.validate()
+}
+
+func (p *Policy) validate() error {
 	if t := p.Helper.Transport; t != TransportExec && t != TransportSocket {
-		return nil, bad("helper.transport", t, "exec or socket")
+		return bad("helper.transport", t, "exec or socket")
 	}
 	for _, path := range []string{p.Helper.Path, p.Helper.Socket, p.State.Dir} {
 		if q, err := wire.ParsePath(path); err != nil || !q.Absolute {
-			return nil, bad("a path", path, "absolute")
+			return bad("a path", path, "absolute")
 		}
 	}
 	timeouts := map[string]Timeouts{"timeouts": p.Timeouts}
 	for name, d := range p.Drivers {
 		if d.Counting != "" && d.Counting != CountVolume && d.Counting != CountContainer {
-			return nil, bad("driver."+name+".counting", d.Counting, "volume or container")
+			return bad("driver."+name+".counting", d.Counting, "volume or container")
 		}
 		timeouts["driver."+name+".timeouts"] = d.Timeouts
 	}
 	for where, t := range timeouts {
-		for _, d := range []time.Duration{t.Mount, t.Unmount, t.Call, t.Helper} {
-			if d < 0 || where == "timeouts" && d == 0 {
-				return nil, bad(where, d, "a positive duration such as \"120s\"")
-			}
+		if s := []time.Duration{t.Mount, t.Unmount, t.Call, t.Helper}; slices.Min(s) < 0 || where == "timeouts" && slices.Min(s) == 0 {
+			return bad(where, slices.Min(s), "positive durations such as \"120s\"")
 		}
 	}
 	for i, r := range p.Rules {
 		if r.Action != "allow" && r.Action != "deny" {
-			return nil, bad("the action of rule", i+1, "allow or deny")
+			return bad(fmt.Sprintf("the action of rule %d", i+1), r.Action, "allow or deny")
 		}
-		for _, m := range r.Modes {
-			if m != wire.ModeRO && m != wire.ModeRW {
-				return nil, bad("modes of a rule", m, "ro or rw")
-			}
+		if slices.ContainsFunc(r.Modes, func(m string) bool { return m != wire.ModeRO && m != wire.ModeRW }) {
+			return bad(fmt.Sprintf("modes of rule %d", i+1), r.Modes, "ro or rw")
 		}
 	}
-	return p, nil
+	return nil
 }
 
 // For returns the deadlines for one driver: its own where it has them.
 func (p *Policy) For(driver string) Timeouts {
-	t, own := p.Timeouts, p.Drivers[driver].Timeouts
-	for _, x := range []struct{ to, from *time.Duration }{{&t.Mount, &own.Mount}, {&t.Unmount, &own.Unmount}, {&t.Call, &own.Call}, {&t.Helper, &own.Helper}} {
-		if *x.from != 0 {
-			*x.to = *x.from
-		}
-	}
-	return t
+	all, own := p.Timeouts, p.Drivers[driver].Timeouts
+	return Timeouts{cmp.Or(own.Mount, all.Mount), cmp.Or(own.Unmount, all.Unmount), cmp.Or(own.Call, all.Call), cmp.Or(own.Helper, all.Helper)}
 }

@@ -1,31 +1,31 @@
 package conf
 
 import (
-	"errors"
+	"bytes"
+	"cmp"
+	"io"
+	"os"
+	"strings"
 
+	"github.com/BurntSushi/toml"
 	"golang.org/x/sys/unix"
 
 	"github.com/bindgate/bindgate/wire"
 )
 
-// OpenTrusted opens an absolute path that only root can have put there: every folder above its last component is root's, not writable by others, and
-// no component is a symlink, so that nobody else can make the name mean something else (T08, T29). The last component is opened with the given flags
-// and may be anybody's; RootOwned checks it where it must be root's too. The descriptor is close-on-exec.
-//
-// Errors have the code config; for a component that is not there they also match unix.ENOENT.
+// OpenTrusted opens an absolute path that only root can have put there: every folder above its last component is root's, not writable by others, and no component is a symlink, so that nobody else can
+// make the name mean something else (T08, T29). The last component is opened with the given flags and may be anybody's; RootOwned checks it where it must be root's too. private says that a folder above
+// it lets nobody but root through: not even the group, whose bits are the mask where there is an ACL. Errors have the code config; for a component that is not there they also match unix.ENOENT.
 func OpenTrusted(path string, flags int) (fd int, private bool, err error) {
 	p, err := wire.ParsePath(path)
-	if err != nil || !p.Absolute {
+	fd, e := unix.Open("/", unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if err != nil || e != nil || !p.Absolute {
 		return -1, false, wire.Errorf(wire.Config, "config", "cannot use the path %s: it must be absolute, without \"..\"", path)
 	}
-	fd, err = unix.Open("/", unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
-	if err != nil {
-		return -1, false, wire.Errorf(wire.System, "config", "cannot open /: %v", err)
-	}
-	at := "/"
 	for i, name := range p.Components {
+		at := wire.Path{Absolute: true, Components: p.Components[:i]}.String()
 		var st unix.Stat_t
-		if err := errors.Join(RootOwned(fd, at), unix.Fstat(fd, &st)); err != nil {
+		if err := cmp.Or(RootOwned(fd, at), unix.Fstat(fd, &st)); err != nil {
 			unix.Close(fd)
 			return -1, false, err
 		}
@@ -36,65 +36,60 @@ func OpenTrusted(path string, flags int) (fd int, private bool, err error) {
 		}
 		next, err := unix.Openat(fd, name, how|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
 		unix.Close(fd)
-		at = wire.Path{Absolute: true, Components: p.Components[:i+1]}.String()
 		if err != nil {
-			return -1, false, wire.Errorf(wire.Config, "config", "cannot open %s: %v%s", at, err, symlinkNote(err)).Because(err)
+			return -1, false, wire.Errorf(wire.Config, "config", "cannot open %s: %s in %s: %v (a symlink on the way is not followed)", path, name, at, err).Because(err)
 		}
 		fd = next
 	}
 	return fd, private, nil
 }
 
-func symlinkNote(err error) string {
-	if errors.Is(err, unix.ELOOP) || errors.Is(err, unix.ENOTDIR) {
-		return " (a symlink on the way is not followed)"
-	}
-	return ""
-}
-
 // RootOwned checks that what fd refers to belongs to root and is not writable by group or others. path is for the message; the code is config.
 func RootOwned(fd int, path string) error {
 	var st unix.Stat_t
-	if err := unix.Fstat(fd, &st); err != nil {
-		return wire.Errorf(wire.System, "config", "cannot stat %s: %v", path, err)
-	}
-	if st.Uid != 0 || st.Mode&0o022 != 0 {
-		return wire.Errorf(wire.Config, "config", "cannot trust %s: it is owned by uid %d with mode %04o", path, st.Uid, st.Mode&0o7777).
-			WithHint("chown root %s && chmod go-w %s", path, path)
+	if err := unix.Fstat(fd, &st); err != nil || st.Uid != 0 || st.Mode&0o022 != 0 {
+		return wire.Errorf(wire.Config, "config", "cannot trust %s: it is owned by uid %d with mode %04o", path, st.Uid, st.Mode&0o7777).WithHint("chown root %s && chmod go-w %s", path, path)
 	}
 	return nil
 }
 
-// maxFile bounds a configuration file.
-const maxFile = 1 << 20
+const maxFile = 1 << 20 // bytes of a configuration file
 
-// readTrusted reads a whole configuration file: regular, root's, not writable by others, link count 1, as every folder above it.
-func readTrusted(path string) ([]byte, error) {
+// load reads a configuration file into v and refuses keys that v does not have: regular, root's, not writable by others, link count 1, as every folder above it.
+func load(path string, v any) error {
 	fd, _, err := OpenTrusted(path, unix.O_RDONLY)
 	if err != nil {
-		return nil, err
+		return err
 	}
-	defer unix.Close(fd)
-	if err := RootOwned(fd, path); err != nil {
-		return nil, err
-	}
+	f := os.NewFile(uintptr(fd), path)
+	defer f.Close()
 	var st unix.Stat_t
-	if err := unix.Fstat(fd, &st); err != nil {
-		return nil, wire.Errorf(wire.System, "config", "cannot stat %s: %v", path, err)
+	if err := cmp.Or(RootOwned(fd, path), unix.Fstat(fd, &st)); err != nil {
+		return err
 	}
 	if st.Mode&unix.S_IFMT != unix.S_IFREG || st.Nlink != 1 || st.Size > maxFile {
-		return nil, wire.Errorf(wire.Config, "config", "cannot trust %s: it must be a regular file of at most %d bytes with link count 1", path, maxFile)
+		return wire.Errorf(wire.Config, "config", "cannot trust %s: it must be a regular file of at most %d bytes with link count 1", path, maxFile)
 	}
-	data := make([]byte, st.Size)
-	for n := 0; n < len(data); {
-		k, err := unix.Read(fd, data[n:])
-		if err == unix.EINTR {
-			continue
-		}
-		if err != nil || k == 0 {
-			return nil, wire.Errorf(wire.System, "config", "cannot read %s: it ended after %d of %d bytes: %v", path, n, len(data), err)
-		}
-		n += k
+	data, err := io.ReadAll(io.LimitReader(f, maxFile))
+	if err != nil {
+		return wire.Errorf(wire.System, "config", "cannot read %s: %v", path, err)
 	}
-	return data, nil
+	return parse(path, data, v)
+}
+
+func parse(name string, data []byte, v any) error {
+	md, err := toml.NewDecoder(bytes.NewReader(data)).Decode(v)
+	if err != nil {
+		why, _, _ := strings.Cut(err.Error(), "\n")
+		return wire.Errorf(wire.Config, "config", "cannot read %s: %s", name, why)
+	}
+	if unknown := md.Undecoded(); len(unknown) > 0 {
+		return wire.Errorf(wire.Config, "config", "cannot use the key %s in %s: there is no such key", unknown[0], name)
+	}
+	return nil
+}
+
+// bad refuses a value, as wire.Config.
+func bad(key string, value any, want string) error {
+	return wire.Errorf(wire.Config, "config", "cannot use %s = %v: it must be %s", key, value, want)
 }

@@ -42,8 +42,8 @@ var deadly = []int{unix.SYS_EXECVE, unix.SYS_EXECVEAT, unix.SYS_PTRACE, unix.SYS
 // The only arguments that these two are allowed with.
 var (
 	cloneFlags = []uint32{
-		unix.CLONE_VM | unix.CLONE_FS | unix.CLONE_FILES | unix.CLONE_SIGHAND | unix.CLONE_SYSVSEM | unix.CLONE_THREAD, // runtime: a thread
-		unix.CLONE_VFORK | unix.CLONE_FILES | unix.CLONE_NEWUSER | unix.CLONE_NEWNS,                                    // stage: the child
+		unix.CLONE_VM | unix.CLONE_FS | unix.CLONE_FILES | unix.CLONE_SIGHAND | unix.CLONE_SYSVSEM | unix.CLONE_THREAD | threadFlags, // runtime: a thread
+		unix.CLONE_VFORK | unix.CLONE_FILES | unix.CLONE_NEWUSER | unix.CLONE_NEWNS,                                                  // stage: the child
 	}
 	ioctls = []uint32{unix.PIDFD_GET_MNT_NAMESPACE, unix.NS_GET_USERNS, unix.NS_GET_MNTNS_ID}
 )

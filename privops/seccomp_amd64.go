@@ -3,8 +3,9 @@ package privops
 import "golang.org/x/sys/unix"
 
 const (
-	auditArch = unix.AUDIT_ARCH_X86_64
-	fstatat   = unix.SYS_NEWFSTATAT
+	threadFlags = unix.CLONE_SETTLS // the runtime's clone sets the thread pointer
+	auditArch   = unix.AUDIT_ARCH_X86_64
+	fstatat     = unix.SYS_NEWFSTATAT
 )
 
 // archAllowed are the system calls that only this architecture has.

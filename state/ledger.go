@@ -3,9 +3,9 @@ package state
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io/fs"
 	"strconv"
-	"strings"
 
 	"github.com/bindgate/bindgate/wire"
 )
@@ -65,11 +65,10 @@ func (l *Ledger) ReadNS(ns uint64) (*LedgerRecord, error) {
 	} else if err != nil {
 		return nil, err
 	}
-	rec, err := parseLedger(r.Payload)
-	if err != nil || rec.NS != ns {
-		return nil, wire.Errorf(wire.StateCorrupt, "ledger", "cannot trust the record of the mount namespace %d", ns).WithHint("bindgate recover moves it aside")
+	if record, err := parseLedger(r.Payload); err == nil && record.NS == ns {
+		return record, nil
 	}
-	return rec, nil
+	return nil, wire.Errorf(wire.StateCorrupt, "ledger", "cannot trust the record of the mount namespace %d", ns).WithHint("bindgate recover moves it aside")
 }
 
 // WriteNS writes a record, or removes one that has no mounts.
@@ -91,11 +90,10 @@ func (l *Ledger) Find(uid uint32, owner, container string) (uint64, bool) {
 func (l *Ledger) FindAny(owner, container string) (uid uint32, ns uint64, ok bool) {
 	entries, _ := l.entries()
 	for _, e := range entries {
-		f := strings.Split(e.Name(), "+")
-		if len(f) == 4 && f[0] == "by" && f[2] == owner && f[3] == container {
-			n, err := strconv.ParseUint(f[1], 10, 32)
-			ns, ok = l.Find(uint32(n), owner, container)
-			return uint32(n), ns, ok && err == nil
+		var n uint32
+		if fmt.Sscanf(e, "by+%d+", &n); e == indexName(n, owner, container) {
+			ns, ok = l.Find(n, owner, container)
+			return n, ns, ok
 		}
 	}
 	return 0, 0, false
@@ -107,13 +105,8 @@ func (l *Ledger) Enter(uid uint32, owner, container string, ns uint64) error {
 	if now, ok := l.Find(uid, owner, container); ok && now == ns {
 		return nil
 	}
-	if err := l.root.Remove(name); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return l.failed("replace", name, err)
-	}
-	if err := l.root.Symlink(recordName(ns), name); err != nil {
-		return l.failed("create", name, err)
-	}
-	return nil
+	l.root.Remove(name)
+	return l.sync("create", name, l.root.Symlink(recordName(ns), name))
 }
 
 // Leave removes the entry of a container.
@@ -132,25 +125,20 @@ func (l *Ledger) Namespaces() (ids []uint64, err error) {
 	return ids, err
 }
 
-// SweepIndex removes the entries that name a namespace without a record.
-func (l *Ledger) SweepIndex() error {
-	entries, err := l.entries()
-	if err != nil {
-		return err
-	}
+// SweepIndex removes the entries that name a namespace without a record; under its lock, since an attach writes the entry first.
+func (l *Ledger) SweepIndex() {
+	entries, _ := l.entries()
 	for _, e := range entries {
-		if !strings.HasPrefix(e.Name(), "by+") {
-			continue
-		}
-		text, err := l.root.Readlink(e.Name())
-		if err == nil {
-			_, err = l.root.Lstat(text + ext)
-		}
-		if errors.Is(err, fs.ErrNotExist) {
-			l.root.Remove(e.Name())
+		text, err := l.root.Readlink(e)
+		if ns, perr := strconv.ParseUint(text, 10, 64); err == nil && perr == nil {
+			if lock, err := l.LockNS(ns); err == nil {
+				if _, err := l.root.Lstat(text + ext); errors.Is(err, fs.ErrNotExist) {
+					l.root.Remove(e)
+				}
+				lock.Unlock()
+			}
 		}
 	}
-	return nil
 }
 
 func (r *LedgerRecord) encode() []byte {

@@ -1,13 +1,14 @@
-// Package state keeps the records of both processes: an atomic store, locks, and the helper's ledger. The store keeps bytes; what they say is their
-// owner's: the ledger's are in the wire's form, the policy's journal is JSON.
+// Package state keeps the records of both processes: an atomic store, locks, and the helper's ledger. The store keeps bytes; what they say is their owner's: the ledger's are in the wire's form, the
+// policy's journal is JSON.
 //
-// A record is a file that begins with one line: the schema, the boot, the size and a checksum of all of it. A record is the old one or the new one,
-// never a part of either: it is written to a temporary file in the same folder, synced and renamed over the old one. What cannot be trusted (torn, empty,
-// flipped, too long, of a newer schema, not ours) is corrupt: it is never used, never fatal to others, and can be moved aside.
+// A record is a file that begins with one line: the schema, the boot, the size and a checksum of all of it. A record is the old one or the new one, never a part of either: it is written to a temporary
+// file in the same folder, synced and renamed over the old one. What cannot be trusted (torn, empty, flipped, too long, of a newer schema, not ours) is corrupt: it is never used, never fatal to others,
+// and can be moved aside.
 package state
 
 import (
 	"bytes"
+	"cmp"
 	"errors"
 	"fmt"
 	"hash/crc32"
@@ -22,18 +23,14 @@ import (
 	"github.com/bindgate/bindgate/wire"
 )
 
-// Schema is the version of the record's form.
-const Schema = 1
+const (
+	Schema    = 1        // version of the record's form
+	MaxRecord = 16 << 20 // bytes; a longer file is corrupt
 
-// MaxRecord is the size in bytes beyond which a record is corrupt.
-const MaxRecord = 16 << 20
-
-// ext ends the name of every record's file. It is no digit, so that a temporary file, which is named after the record with a random number behind it,
-// tells whose it is.
-const ext = ".rec"
-
-// corruptDir is where records are moved that cannot be trusted.
-const corruptDir = "corrupt"
+	// ext ends the name of every record's file. It is no digit, so that a temporary file, which is named after the record with a random number behind it, tells whose it is.
+	ext        = ".rec"
+	corruptDir = "corrupt" // where records are moved that cannot be trusted
+)
 
 // A Store is a folder of records. Everything in it is done relative to the folder's descriptor, following no symlink out of it.
 type Store struct {
@@ -44,8 +41,8 @@ type Store struct {
 	durable bool
 }
 
-// Open opens the folder of a store, which must exist. boot is the boot_id that is written into records. A durable store survives the loss of power: after each change
-// the folder is synced too, which renameio leaves to its caller. The ledger need not be, since what it describes does not outlive the boot.
+// Open opens the folder of a store, which must exist. boot is the boot_id that is written into records. A durable store survives the loss of power: after each change the folder is synced too, which
+// renameio leaves to its caller. The ledger need not be, since what it describes does not outlive the boot.
 func Open(dir, boot string, durable bool) (*Store, error) {
 	root, err := os.OpenRoot(dir)
 	if err != nil {
@@ -66,11 +63,10 @@ type Record struct {
 	Payload []byte
 }
 
-var castagnoli = crc32.MakeTable(crc32.Castagnoli)
-
 func encode(boot string, payload []byte) []byte {
 	head := fmt.Sprintf("bindgate-record schema=%d boot=%s size=%d ", Schema, boot, len(payload))
-	sum := crc32.Update(crc32.Checksum([]byte(head), castagnoli), castagnoli, payload)
+	table := crc32.MakeTable(crc32.Castagnoli)
+	sum := crc32.Update(crc32.Checksum([]byte(head), table), table, payload)
 	return append(fmt.Appendf(nil, "%scrc32c=%08x\n", head, sum), payload...)
 }
 
@@ -78,14 +74,11 @@ func decode(data []byte) (Record, error) {
 	line, payload, _ := bytes.Cut(data, []byte{'\n'})
 	var schema, size int
 	var boot string
-	var sum uint32
-	if _, err := fmt.Sscanf(string(line), "bindgate-record schema=%d boot=%s size=%d crc32c=%x", &schema, &boot, &size, &sum); err != nil {
+	if _, err := fmt.Sscanf(string(line), "bindgate-record schema=%d boot=%s size=%d", &schema, &boot, &size); err != nil {
 		return Record{}, errors.New("its first line is not that of a record")
-	}
-	switch {
-	case schema > Schema:
+	} else if schema > Schema {
 		return Record{}, fmt.Errorf("its schema %d is newer than %d", schema, Schema)
-	case !bytes.Equal(encode(boot, payload), data):
+	} else if !bytes.Equal(encode(boot, payload), data) {
 		return Record{}, errors.New("its checksum or size is wrong")
 	}
 	return Record{boot, payload}, nil
@@ -96,35 +89,22 @@ func (s *Store) Read(name string) (Record, error) {
 	f, err := s.root.OpenFile(name+ext, os.O_RDONLY|syscall.O_NOFOLLOW|syscall.O_NONBLOCK, 0)
 	if errors.Is(err, fs.ErrNotExist) {
 		return Record{}, wire.Errorf(wire.NotFound, "state", "cannot find the record %s/%s", s.dir, name).Because(fs.ErrNotExist)
-	}
-	corrupt := func(why any) error {
-		return wire.Errorf(wire.StateCorrupt, "state", "cannot trust the record %s/%s: %v", s.dir, name, why)
-	}
-	if errors.Is(err, syscall.ELOOP) {
-		return Record{}, corrupt("it is a symlink")
-	} else if err != nil {
+	} else if err != nil && !errors.Is(err, syscall.ELOOP) {
 		return Record{}, s.failed("open", name, err)
 	}
 	defer f.Close()
-	info, err := f.Stat()
-	if err != nil {
-		return Record{}, s.failed("stat", name, err)
+	r, why := Record{}, errors.New("it is not a regular file of ours, of link count 1 and bounded size")
+	if info, e := f.Stat(); e == nil && err == nil {
+		if st := info.Sys().(*syscall.Stat_t); info.Mode().IsRegular() && st.Nlink == 1 && st.Uid == s.uid && st.Size <= MaxRecord {
+			data, err := io.ReadAll(io.LimitReader(f, MaxRecord+1))
+			if err != nil {
+				return Record{}, s.failed("read", name, err)
+			}
+			r, why = decode(data)
+		}
 	}
-	switch st := info.Sys().(*syscall.Stat_t); {
-	case !info.Mode().IsRegular() || st.Nlink != 1:
-		return Record{}, corrupt("it is not a regular file with link count 1")
-	case st.Uid != s.uid:
-		return Record{}, corrupt(fmt.Sprintf("it belongs to uid %d", st.Uid))
-	case info.Size() > MaxRecord:
-		return Record{}, corrupt(fmt.Sprintf("it is over %d bytes", MaxRecord))
-	}
-	data, err := io.ReadAll(io.LimitReader(f, MaxRecord+1))
-	if err != nil {
-		return Record{}, s.failed("read", name, err)
-	}
-	r, err := decode(data)
-	if err != nil {
-		return Record{}, corrupt(err)
+	if why != nil {
+		return Record{}, wire.Errorf(wire.StateCorrupt, "state", "cannot trust the record %s/%s: %v", s.dir, name, why).WithHint("bindgate recover moves it aside")
 	}
 	return r, nil
 }
@@ -132,33 +112,29 @@ func (s *Store) Read(name string) (Record, error) {
 // Write makes payload the record name, whole or not at all. When it returns without error the record is on disk. Errors have the code system.
 func (s *Store) Write(name string, payload []byte) error {
 	f, err := renameio.NewPendingFile(name+ext, renameio.WithRoot(s.root), renameio.WithPermissions(0o600))
-	if err != nil {
-		return s.failed("create", name, err)
+	if err == nil {
+		defer f.Cleanup()
+		if _, err = f.Write(encode(s.boot, payload)); err == nil {
+			err = f.CloseAtomicallyReplace()
+		}
 	}
-	defer f.Cleanup()
-	if _, err := f.Write(encode(s.boot, payload)); err != nil {
-		return s.failed("write", name, err)
-	}
-	if err := f.CloseAtomicallyReplace(); err != nil {
-		return s.failed("replace", name, err)
-	}
-	return s.sync(name)
+	return s.sync("write", name, err)
 }
 
 // Remove removes the record name; one that is not there is no error.
 func (s *Store) Remove(name string) error {
-	if err := s.root.Remove(name + ext); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return s.failed("remove", name, err)
+	err := s.root.Remove(name + ext)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
 	}
-	return s.sync(name)
+	return s.sync("remove", name, err)
 }
 
 // List returns the names of the records, in no order. Temporary files, folders and the lock file are not among them.
-func (s *Store) List() ([]string, error) {
+func (s *Store) List() (names []string, err error) {
 	entries, err := s.entries()
-	var names []string
 	for _, e := range entries {
-		if name, ok := strings.CutSuffix(e.Name(), ext); ok && !strings.HasPrefix(name, ".") {
+		if name, ok := strings.CutSuffix(e, ext); ok && !strings.HasPrefix(name, ".") {
 			names = append(names, name)
 		}
 	}
@@ -172,58 +148,50 @@ func (s *Store) MoveAside(name string) (string, error) {
 	}
 	for i := 0; ; i++ {
 		to := fmt.Sprintf("%s/%s.%d", corruptDir, name, i)
-		if _, err := s.root.Lstat(to); err == nil {
-			continue
+		if _, err := s.root.Lstat(to); err != nil {
+			return s.dir + "/" + to, s.sync("move aside", name, s.root.Rename(name+ext, to))
 		}
-		if err := s.root.Rename(name+ext, to); err != nil {
-			return "", s.failed("move aside", name, err)
-		}
-		return s.dir + "/" + to, s.sync(name)
 	}
 }
 
 // SweepTemporary removes the temporary files that a crash left of the records for which mine returns true. The caller holds those records' locks, so that no writer is at work.
 func (s *Store) SweepTemporary(mine func(record string) bool) error {
 	entries, err := s.entries()
-	if err != nil {
-		return err
-	}
-	for _, e := range entries {
-		// renameio names them "." + file + a random number
-		name, ok := strings.CutSuffix(strings.TrimRight(strings.TrimPrefix(e.Name(), "."), "0123456789"), ext)
-		if ok && e.Name() != name+ext && mine(name) {
-			if err := s.root.Remove(e.Name()); err != nil && !errors.Is(err, fs.ErrNotExist) {
-				return s.failed("remove", e.Name(), err)
+	for _, e := range entries { // renameio names them "." + file + a random number
+		name, ok := strings.CutSuffix(strings.TrimRight(strings.TrimPrefix(e, "."), "0123456789"), ext)
+		if ok && e != name+ext && mine(name) {
+			if e := s.root.Remove(e); e != nil && !errors.Is(e, fs.ErrNotExist) {
+				err = cmp.Or(err, s.failed("remove a temporary file of", name, e))
 			}
 		}
 	}
-	return nil
+	return err
 }
 
-func (s *Store) entries() ([]os.DirEntry, error) {
+func (s *Store) entries() ([]string, error) {
 	d, err := s.root.Open(".")
-	if err != nil {
-		return nil, s.failed("open", ".", err)
-	}
-	defer d.Close()
-	entries, err := d.ReadDir(-1)
 	if err != nil {
 		return nil, s.failed("list", ".", err)
 	}
-	return entries, nil
+	defer d.Close()
+	names, err := d.Readdirnames(-1)
+	if err != nil {
+		return nil, s.failed("list", ".", err)
+	}
+	return names, nil
 }
 
-func (s *Store) sync(name string) error {
-	if !s.durable {
-		return nil
+// sync ends a change: if it went well, what it changed in the folder is put on disk.
+func (s *Store) sync(verb, name string, err error) error {
+	if err == nil && s.durable {
+		var d *os.File
+		if d, err = s.root.Open("."); err == nil {
+			err = d.Sync()
+			d.Close()
+		}
 	}
-	d, err := s.root.Open(".")
 	if err != nil {
-		return s.failed("sync the folder of", name, err)
-	}
-	defer d.Close()
-	if err := d.Sync(); err != nil {
-		return s.failed("sync the folder of", name, err)
+		return s.failed(verb, name, err)
 	}
 	return nil
 }

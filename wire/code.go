@@ -3,6 +3,7 @@ package wire
 import (
 	"errors"
 	"fmt"
+	"strconv"
 )
 
 // A Code names a class of failure, for programs. DESIGN's table gives each the exit status of its class (sysexits.h where one fits).
@@ -72,6 +73,10 @@ func Errorf(code Code, stage, format string, args ...any) *Error {
 	return &Error{Code: code, Stage: stage, Message: fmt.Sprintf(format, args...)}
 }
 
+func invalid(format string, args ...any) *Error {
+	return Errorf(InvalidRequest, "request", format, args...)
+}
+
 // WithHint adds what the reader can do.
 func (e *Error) WithHint(format string, args ...any) *Error {
 	e.Hint = fmt.Sprintf(format, args...)
@@ -92,3 +97,5 @@ func AsError(err error) *Error {
 	}
 	return &Error{Code: Internal, Stage: "internal", Message: err.Error()}
 }
+
+func quote(s string) string { return strconv.QuoteToASCII(s[:min(len(s), 64)]) }

@@ -1,6 +1,9 @@
 package wire
 
-import "strings"
+import (
+	"slices"
+	"strings"
+)
 
 // Limits of a path (limits.h: PATH_MAX counts the NUL; NAME_MAX).
 const (
@@ -19,20 +22,20 @@ type Path struct {
 func ParsePath(s string) (Path, error) {
 	switch {
 	case s == "":
-		return Path{}, Errorf(InvalidRequest, "request", "cannot use an empty path")
+		return Path{}, invalid("cannot use an empty path")
 	case len(s) > maxPath:
-		return Path{}, Errorf(InvalidRequest, "request", "cannot use the path %s...: over %d bytes", quote(s), maxPath)
+		return Path{}, invalid("cannot use the path %s...: over %d bytes", quote(s), maxPath)
 	case strings.IndexByte(s, 0) >= 0:
-		return Path{}, Errorf(InvalidRequest, "request", "cannot use the path %s: it holds a NUL byte", quote(s))
+		return Path{}, invalid("cannot use the path %s: it holds a NUL byte", quote(s))
 	}
 	p := Path{Absolute: s[0] == '/'}
 	for c := range strings.SplitSeq(s, "/") {
 		switch {
 		case c == "" || c == ".":
 		case c == "..":
-			return Path{}, Errorf(InvalidRequest, "request", "cannot use the path %s: \"..\" is not allowed", quote(s))
+			return Path{}, invalid("cannot use the path %s: \"..\" is not allowed", quote(s))
 		case len(c) > maxComponent:
-			return Path{}, Errorf(InvalidRequest, "request", "cannot use the path %s: a component is over %d bytes", quote(s), maxComponent)
+			return Path{}, invalid("cannot use the path %s: a component is over %d bytes", quote(s), maxComponent)
 		default:
 			p.Components = append(p.Components, c)
 		}
@@ -54,15 +57,8 @@ func (p Path) String() string {
 
 // Contains reports whether q is p or lies below it, by whole components. Of an absolute and a relative path neither contains the other.
 func (p Path) Contains(q Path) bool {
-	if p.Absolute != q.Absolute || len(q.Components) < len(p.Components) {
-		return false
-	}
-	for i, c := range p.Components {
-		if q.Components[i] != c {
-			return false
-		}
-	}
-	return true
+	n := len(p.Components)
+	return p.Absolute == q.Absolute && n <= len(q.Components) && slices.Equal(p.Components, q.Components[:n])
 }
 
 // ParsePaths takes the paths of a configuration apart; those that are none are left out, which nothing matches.

@@ -1,8 +1,8 @@
 package wire
 
 import (
+	"slices"
 	"strconv"
-	"strings"
 )
 
 // The helper's operations.
@@ -16,7 +16,16 @@ const (
 	OpSweep        = "sweep"
 )
 
-// A Request is what a caller asks of the helper. Which fields an operation takes is in the table below; the others are zero.
+// Modes of a mount.
+const (
+	ModeRO = "ro"
+	ModeRW = "rw"
+)
+
+// DefaultSandbox is where a container sees its sandbox directory unless told otherwise (Mesos' --sandbox_directory).
+const DefaultSandbox = "/mnt/mesos/sandbox"
+
+// A Request is what a caller asks of the helper. Which fields an operation takes is in the tables below; the others are zero.
 type Request struct {
 	Op        string
 	Owner     string // the agent that the records belong to
@@ -43,231 +52,175 @@ type Mount struct {
 	IDMap   bool
 }
 
-// Modes of a mount.
-const (
-	ModeRO = "ro"
-	ModeRW = "rw"
+// Which keys an operation takes: those that must be there, and those that may.
+var (
+	headMust  = map[string][]string{OpAttach: {"owner", "container", "pid"}, OpDetach: {"owner", "container"}, OpQuery: {"owner"}, OpCreateVolume: {"name"}, OpRemoveVolume: {"name"}, OpListVolumes: {}, OpSweep: {"owner"}}
+	headMay   = map[string][]string{OpAttach: {"start", "rootfs", "directory", "sandbox"}, OpDetach: {"lazy"}, OpQuery: {"container"}, OpCreateVolume: {"mode", "uid", "gid"}, OpListVolumes: {"name"}}
+	blockMust = map[string][]string{OpAttach: {"mount", "source", "mode"}, OpDetach: {"mount"}}
+	blockMay  = map[string][]string{OpAttach: {"subpath", "noexec", "idmap"}}
 )
 
-// DefaultSandbox is where a container sees its sandbox directory unless told otherwise (Mesos' --sandbox_directory).
-const DefaultSandbox = "/mnt/mesos/sandbox"
-
-// opKeys says which head keys an operation takes: true where one must be there.
-var opKeys = map[string]map[string]bool{
-	OpAttach:       {"owner": true, "container": true, "pid": true, "start": false, "rootfs": false, "directory": false, "sandbox": false},
-	OpDetach:       {"owner": true, "container": true, "lazy": false},
-	OpQuery:        {"owner": true, "container": false},
-	OpCreateVolume: {"name": true, "mode": false, "uid": false, "gid": false},
-	OpRemoveVolume: {"name": true},
-	OpListVolumes:  {"name": false},
-	OpSweep:        {"owner": true},
+// A slot ties a key to the place of its value in a Request or Mount.
+type slot struct {
+	key string
+	get func() string        // "" where there is none
+	set func(v string) error // checks the value
 }
 
-// blockKeys is the same for the blocks; operations that are not here take none.
-var blockKeys = map[string]map[string]bool{
-	OpAttach: {"mount": true, "source": true, "mode": true, "subpath": false, "noexec": false, "idmap": false},
-	OpDetach: {"mount": true},
+func (r *Request) slots() []slot {
+	return []slot{
+		text("op", &r.Op, nil), text("owner", &r.Owner, CheckOwner), text("container", &r.Container, CheckContainer), number("pid", &r.PID, 10, 1, 1<<22), number("start", &r.Start, 10, 1, 1<<63-1),
+		text("rootfs", &r.Rootfs, absolute), text("directory", &r.Directory, absolute), text("sandbox", &r.Sandbox, absolute), flag("lazy", &r.Lazy), text("name", &r.Name, CheckVolumeName),
+		optional("mode", &r.Mode, 8, 0o3777), optional("uid", &r.UID, 10, 1<<32-2), optional("gid", &r.GID, 10, 1<<32-2),
+	}
+}
+
+func (m *Mount) slots() []slot {
+	return []slot{text("mount", &m.Path, anyPath), text("source", &m.Source, absolute), text("mode", &m.Mode, mode), text("subpath", &m.Subpath, below), flag("noexec", &m.NoExec), flag("idmap", &m.IDMap)}
 }
 
 // Encode returns the request in the wire's form.
 func (r *Request) Encode() []byte {
-	m := &Message{Head: Fields{{"op", r.Op}}}
-	add := func(f *Fields, key, value string) {
-		if value != "" {
-			*f = append(*f, Field{key, value})
-		}
-	}
-	number := func(key string, n *uint32, base int) {
-		if n != nil {
-			add(&m.Head, key, strconv.FormatUint(uint64(*n), base))
-		}
-	}
-	add(&m.Head, "owner", r.Owner)
-	add(&m.Head, "container", r.Container)
-	if r.PID != 0 {
-		add(&m.Head, "pid", strconv.Itoa(r.PID))
-	}
-	if r.Start != 0 {
-		add(&m.Head, "start", strconv.FormatUint(r.Start, 10))
-	}
-	add(&m.Head, "rootfs", r.Rootfs)
-	add(&m.Head, "directory", r.Directory)
-	add(&m.Head, "sandbox", r.Sandbox)
-	add(&m.Head, "lazy", flag(r.Lazy))
-	add(&m.Head, "name", r.Name)
-	number("mode", r.Mode, 8)
-	number("uid", r.UID, 10)
-	number("gid", r.GID, 10)
-	for _, x := range r.Mounts {
-		b := Fields{{"mount", x.Path}}
-		add(&b, "source", x.Source)
-		add(&b, "mode", x.Mode)
-		add(&b, "subpath", x.Subpath)
-		add(&b, "noexec", flag(x.NoExec))
-		add(&b, "idmap", flag(x.IDMap))
-		m.Blocks = append(m.Blocks, b)
+	m := &Message{Head: collect(r.slots())}
+	for i := range r.Mounts {
+		m.Blocks = append(m.Blocks, collect(r.Mounts[i].slots()))
 	}
 	return m.Encode()
 }
 
-func flag(b bool) string {
-	if b {
-		return "1"
+func collect(slots []slot) (f Fields) {
+	for _, s := range slots {
+		if v := s.get(); v != "" {
+			f = append(f, Field{s.key, v})
+		}
 	}
-	return ""
+	return f
 }
 
-// DecodeRequest parses a request and checks all that can be checked without looking at the system: known operation and keys, every value in its
-// range. Errors are invalid_request (65) or limit_exceeded (77).
+// DecodeRequest parses a request and checks all that can be checked without looking at the system: known operation and keys, every value in its range. Errors are invalid_request (65) or
+// limit_exceeded (77).
 func DecodeRequest(data []byte) (*Request, error) {
 	m, err := Decode(data, MaxRequest, MaxBlocks)
 	if err != nil {
 		return nil, err
 	}
-	if len(m.Head) == 0 || m.Head[0].Key != "op" {
-		return nil, Errorf(InvalidRequest, "request", "cannot read the request: op= is not its second field")
+	r := &Request{}
+	op := m.Head.Get("op")
+	switch {
+	case len(m.Head) == 0 || m.Head[0].Key != "op":
+		return nil, invalid("cannot read the request: op= is not its second field")
+	case headMust[op] == nil:
+		return nil, invalid("cannot do op=%s: no such operation", quote(op))
+	case len(m.Blocks) > 0 && blockMust[op] == nil:
+		return nil, invalid("cannot read the request: %s takes no mount=", op)
+	case len(m.Blocks) == 0 && op == OpAttach:
+		return nil, invalid("cannot read the request: attach needs a mount=")
 	}
-	r := &Request{Op: m.Head[0].Value}
-	if opKeys[r.Op] == nil {
-		return nil, Errorf(InvalidRequest, "request", "cannot do op=%s: no such operation", quote(r.Op))
-	}
-	if err := checkKeys(r.Op, m.Head[1:], opKeys[r.Op]); err != nil {
+	if err := fill(r.slots(), m.Head, append(headMust[op], "op"), headMay[op]); err != nil {
 		return nil, err
-	}
-	for _, f := range m.Head[1:] {
-		if err := r.set(f.Key, f.Value); err != nil {
-			return nil, err
-		}
-	}
-	if len(m.Blocks) > 0 && blockKeys[r.Op] == nil {
-		return nil, Errorf(InvalidRequest, "request", "cannot read the request: %s takes no mount=", r.Op)
-	}
-	if len(m.Blocks) == 0 && r.Op == OpAttach {
-		return nil, Errorf(InvalidRequest, "request", "cannot read the request: attach needs a mount=")
 	}
 	r.Mounts = make([]Mount, len(m.Blocks))
 	for i, b := range m.Blocks {
-		if err := checkKeys(r.Op, b, blockKeys[r.Op]); err != nil {
+		if err := fill(r.Mounts[i].slots(), b, blockMust[op], blockMay[op]); err != nil {
 			return nil, err
-		}
-		for _, f := range b {
-			if err := r.Mounts[i].set(f.Key, f.Value); err != nil {
-				return nil, err
-			}
 		}
 	}
 	return r, nil
 }
 
-func checkKeys(op string, fields Fields, known map[string]bool) error {
+func fill(slots []slot, fields Fields, must, may []string) error {
 	for _, f := range fields {
-		if _, ok := known[f.Key]; !ok {
-			return Errorf(InvalidRequest, "request", "cannot read the request: %s does not take %s= here", op, f.Key)
+		i := slices.IndexFunc(slots, func(s slot) bool { return s.key == f.Key })
+		if i < 0 || !slices.Contains(must, f.Key) && !slices.Contains(may, f.Key) {
+			return invalid("cannot read the request: it has the key %s= where none is taken", f.Key)
 		}
 		if !printable(f.Value) {
-			return Errorf(InvalidRequest, "request", "cannot read the request: %s= holds control characters or is not UTF-8", f.Key)
+			return invalid("cannot read the request: %s= holds control characters or is not UTF-8", f.Key)
+		}
+		if err := slots[i].set(f.Value); err != nil {
+			return err
 		}
 	}
-	for key, must := range known {
-		if _, ok := fields.Lookup(key); must && !ok {
-			return Errorf(InvalidRequest, "request", "cannot read the request: %s needs %s=", op, key)
+	for _, key := range must {
+		if _, ok := fields.Lookup(key); !ok {
+			return invalid("cannot read the request: it lacks %s=", key)
 		}
 	}
 	return nil
 }
 
-func (r *Request) set(key, v string) (err error) {
-	switch key {
-	case "owner":
-		r.Owner, err = v, CheckOwner(v)
-	case "container":
-		r.Container, err = v, CheckID("container", v)
-	case "pid":
-		var n uint64
-		n, err = number(key, v, 10, 1, 1<<22) // PID_MAX_LIMIT
-		r.PID = int(n)
-	case "start":
-		r.Start, err = number(key, v, 10, 1, 1<<63-1)
-	case "rootfs":
-		r.Rootfs, err = v, checkAbsolute(key, v)
-	case "directory":
-		r.Directory, err = v, checkAbsolute(key, v)
-	case "sandbox":
-		r.Sandbox, err = v, checkAbsolute(key, v)
-	case "lazy":
-		r.Lazy, err = true, checkFlag(key, v)
-	case "name":
-		r.Name, err = v, CheckVolumeName(v)
-	case "mode":
-		r.Mode, err = number32(key, v, 8, 0o3777)
-	case "uid":
-		r.UID, err = number32(key, v, 10, 1<<32-2)
-	case "gid":
-		r.GID, err = number32(key, v, 10, 1<<32-2)
-	}
+func text(key string, p *string, check func(string) error) slot {
+	return slot{key, func() string { return *p }, func(v string) error {
+		if *p = v; check == nil {
+			return nil
+		}
+		return check(v)
+	}}
+}
+
+func flag(key string, p *bool) slot {
+	return slot{key, func() string { return map[bool]string{true: "1"}[*p] }, func(v string) error {
+		if *p = true; v != "1" {
+			return invalid("cannot use %s=%s: it is 1 or left out", key, quote(v))
+		}
+		return nil
+	}}
+}
+
+// number takes digits only: no sign, no space, no leading zero but in octal.
+func number[T int | uint32 | uint64](key string, p *T, base int, min, max uint64) slot {
+	format := func(n uint64) string { return strconv.FormatUint(n, base) }
+	return slot{key, func() string {
+		if *p == 0 {
+			return ""
+		}
+		return format(uint64(*p))
+	}, func(v string) error {
+		n, err := strconv.ParseUint(v, base, 64)
+		if err != nil || n < min || n > max || base == 10 && format(n) != v {
+			return invalid("cannot use %s=%s: it is a number from %s to %s", key, quote(v), format(min), format(max))
+		}
+		*p = T(n)
+		return nil
+	}}
+}
+
+func optional(key string, p **uint32, base int, max uint64) slot {
+	return slot{key, func() string {
+		if *p == nil {
+			return ""
+		}
+		return strconv.FormatUint(uint64(**p), base)
+	}, func(v string) error {
+		*p = new(uint32)
+		return number(key, *p, base, 0, max).set(v)
+	}}
+}
+
+func anyPath(v string) error {
+	_, err := ParsePath(v)
 	return err
 }
 
-func (m *Mount) set(key, v string) (err error) {
-	switch key {
-	case "mount":
-		m.Path = v
-		_, err = ParsePath(v)
-	case "source":
-		m.Source, err = v, checkAbsolute(key, v)
-	case "subpath":
-		m.Subpath = v
-		var p Path
-		if p, err = ParsePath(v); err == nil && (p.Absolute || len(p.Components) == 0) {
-			err = Errorf(InvalidRequest, "request", "cannot use subpath=%s: it must be relative, below the volume's root", quote(v))
-		}
-	case "mode":
-		m.Mode = v
-		if v != ModeRO && v != ModeRW {
-			err = Errorf(InvalidRequest, "request", "cannot use mode=%s: it is ro or rw", quote(v))
-		}
-	case "noexec":
-		m.NoExec, err = true, checkFlag(key, v)
-	case "idmap":
-		m.IDMap, err = true, checkFlag(key, v)
-	}
-	return err
-}
-
-func checkFlag(key, v string) error {
-	if v != "1" {
-		return Errorf(InvalidRequest, "request", "cannot use %s=%s: it is 1 or left out", key, quote(v))
-	}
-	return nil
-}
-
-func checkAbsolute(key, v string) error {
+func absolute(v string) error {
 	p, err := ParsePath(v)
 	if err == nil && !p.Absolute {
-		err = Errorf(InvalidRequest, "request", "cannot use %s=%s: it must be an absolute path", key, quote(v))
+		err = invalid("cannot use the path %s: it must be absolute", quote(v))
 	}
 	return err
 }
 
-// number parses digits only: no sign, no space, no leading zero but for octal.
-func number(key, v string, base int, min, max uint64) (uint64, error) {
-	n, err := strconv.ParseUint(v, base, 64)
-	if err != nil || n < min || n > max || strings.HasPrefix(v, "+") || base == 10 && len(v) > 1 && v[0] == '0' {
-		return 0, Errorf(InvalidRequest, "request", "cannot use %s=%s: it is a number from %s to %s", key, quote(v),
-			strconv.FormatUint(min, base), strconv.FormatUint(max, base))
+func below(v string) error {
+	p, err := ParsePath(v)
+	if err == nil && (p.Absolute || len(p.Components) == 0) {
+		err = invalid("cannot use subpath=%s: it must be relative, below the volume's root", quote(v))
 	}
-	return n, nil
+	return err
 }
 
-func number32(key, v string, base int, max uint64) (*uint32, error) {
-	n, err := number(key, v, base, 0, max)
-	n32 := uint32(n)
-	return &n32, err
-}
-
-func quote(s string) string {
-	if len(s) > 64 {
-		s = s[:64]
+func mode(v string) error {
+	if v != ModeRO && v != ModeRW {
+		return invalid("cannot use mode=%s: it is ro or rw", quote(v))
 	}
-	return strconv.QuoteToASCII(s)
+	return nil
 }

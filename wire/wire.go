@@ -10,6 +10,8 @@ package wire
 
 import (
 	"bytes"
+	"slices"
+	"strings"
 	"unicode/utf8"
 )
 
@@ -19,6 +21,7 @@ const (
 	MaxReply   = 16 << 20 // bytes of a reply or of a ledger record
 	MaxBlocks  = 1024     // mount= blocks in a request; helper.toml may allow fewer
 	MaxKey     = 32       // bytes of a key
+	maxKeys    = 32       // keys in the head or in a block
 )
 
 // Version is the value of the field bindgate= that this package speaks.
@@ -62,92 +65,50 @@ type Message struct {
 
 // Encode returns the message in the wire's form. Values must not hold NUL bytes; one that does is cut there, since no caller can mean it.
 func (m *Message) Encode() []byte {
-	b := make([]byte, 0, 512)
-	add := func(key, value string) {
-		if i := bytes.IndexByte([]byte(value), 0); i >= 0 {
-			value = value[:i]
-		}
-		b = append(append(append(append(b, key...), '='), value...), 0)
+	var b []byte
+	for _, f := range slices.Concat(Pairs("bindgate", Version), m.Head, slices.Concat(m.Blocks...), Pairs("end", "")) {
+		value, _, _ := strings.Cut(f.Value, "\x00")
+		b = append(append(append(append(b, f.Key...), '='), value...), 0)
 	}
-	add("bindgate", Version)
-	for _, f := range m.Head {
-		add(f.Key, f.Value)
-	}
-	for _, block := range m.Blocks {
-		for _, f := range block {
-			add(f.Key, f.Value)
-		}
-	}
-	add("end", "")
 	return b
 }
 
-// Decode parses a message of at most max bytes and maxBlocks blocks. It checks the form: version first, end last, every key of lower-case letters and
-// dashes, no key twice in the head or in one block. What the keys mean is the caller's to check. Errors have the code invalid_request, or
-// limit_exceeded for too many blocks.
+// Decode parses a message of at most max bytes and maxBlocks blocks. It checks the form: version first, end last, keys of lower-case letters, dashes and underscores, no key twice in the head or in
+// one block. What the keys mean is the caller's to check. Errors have the code invalid_request, or limit_exceeded for too many blocks.
 func Decode(data []byte, max, maxBlocks int) (*Message, error) {
-	if len(data) > max {
-		return nil, Errorf(InvalidRequest, "request", "cannot read the message: over %d bytes", max)
-	}
 	m := &Message{}
-	current, ended := &m.Head, false
-	for n := 0; len(data) > 0; n++ {
-		i := bytes.IndexByte(data, 0)
-		if i < 0 {
-			return nil, Errorf(InvalidRequest, "request", "cannot read field %d: it is not ended by a NUL byte", n)
+	current := &m.Head
+	n, ended := 0, false
+	for ; len(data) > 0 && len(data) <= max && !ended; n++ {
+		field, rest, terminated := bytes.Cut(data, []byte{0})
+		key, value, ok := strings.Cut(string(field), "=")
+		if !terminated || !ok || key == "" || len(key) > MaxKey || strings.Trim(key, "abcdefghijklmnopqrstuvwxyz-_") != "" {
+			return nil, invalid("cannot read field %d: it is not key=value ended by a NUL byte", n)
 		}
-		field := data[:i]
-		data = data[i+1:]
-		key, value, ok := bytes.Cut(field, []byte{'='})
-		if !ok || !validKey(key) {
-			return nil, Errorf(InvalidRequest, "request", "cannot read field %d: it is not key=value", n)
-		}
-		k, v := string(key), string(value)
+		data = rest
 		switch {
-		case ended:
-			return nil, Errorf(InvalidRequest, "request", "cannot read field %d: it follows end=", n)
+		case n == 0 && (key != "bindgate" || value != Version):
+			return nil, invalid("cannot read the message: it does not begin with bindgate=%s", Version)
 		case n == 0:
-			if k != "bindgate" || v != Version {
-				return nil, Errorf(InvalidRequest, "request", "cannot read the message: it does not begin with bindgate=%s", Version)
-			}
 			continue
-		case k == "end":
-			if v != "" {
-				return nil, Errorf(InvalidRequest, "request", "cannot read field %d: end= has a value", n)
-			}
+		case key == "end" && value == "":
 			ended = true
 			continue
-		case k == "mount":
-			if len(m.Blocks) == maxBlocks {
-				return nil, Errorf(LimitExceeded, "request", "cannot read the message: over %d mounts", maxBlocks)
-			}
+		case key == "mount" && len(m.Blocks) == maxBlocks:
+			return nil, Errorf(LimitExceeded, "request", "cannot read the message: over %d mounts", maxBlocks)
+		case key == "mount":
 			m.Blocks = append(m.Blocks, nil)
 			current = &m.Blocks[len(m.Blocks)-1]
 		}
-		if _, twice := current.Lookup(k); twice || k == "bindgate" {
-			return nil, Errorf(InvalidRequest, "request", "cannot read field %d: the key %s is repeated", n, k)
+		if _, twice := current.Lookup(key); twice || key == "bindgate" || key == "end" || len(*current) == maxKeys {
+			return nil, invalid("cannot read field %d: the key %s is repeated, out of place or one too many", n, key)
 		}
-		if len(*current) == 32 {
-			return nil, Errorf(InvalidRequest, "request", "cannot read field %d: too many keys", n)
-		}
-		*current = append(*current, Field{k, v})
+		*current = append(*current, Field{key, value})
 	}
-	if !ended {
-		return nil, Errorf(InvalidRequest, "request", "cannot read the message: it does not end with end=")
+	if !ended || len(data) > 0 {
+		return nil, invalid("cannot read the message: over %d bytes, or not ended by end= alone", max)
 	}
 	return m, nil
-}
-
-func validKey(k []byte) bool {
-	if len(k) == 0 || len(k) > MaxKey {
-		return false
-	}
-	for _, c := range k {
-		if (c < 'a' || c > 'z') && c != '-' && c != '_' {
-			return false
-		}
-	}
-	return true
 }
 
 // printable reports whether s is valid UTF-8 without control characters (C0, DEL, C1).
