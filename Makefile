@@ -1,0 +1,67 @@
+# bindgate. The paths are compiled into both binaries: the helper believes no path from argv or the environment.
+PREFIX         = /usr/local
+SYSCONFDIR     = /etc
+LOCALSTATEDIR  = /var
+RUNDIR         = /run
+DESTDIR        =
+BINDGATE_USER  = bindgate
+BINDGATE_GROUP = bindgate
+# What runs a command as root: only for what needs it, so that nothing in the checkout becomes root's.
+SUDO           = $(shell [ "$$(id -u)" = 0 ] || echo sudo)
+VERSION        = dev
+BIN            = bin
+GO             = go
+
+X       = -X github.com/bindgate/bindgate/conf
+LDFLAGS = -s -w -buildid= $(X).prefix=$(PREFIX) $(X).sysconfdir=$(SYSCONFDIR) $(X).localstatedir=$(LOCALSTATEDIR) $(X).rundir=$(RUNDIR) \
+          $(X).user=$(BINDGATE_USER) $(X).version=$(VERSION)
+BUILD   = CGO_ENABLED=0 GOFLAGS= $(GO) build -trimpath -buildvcs=false -ldflags "$(LDFLAGS)"
+
+all: $(BIN)/bindgate $(BIN)/bindgate-helper ## both binaries: static, reproducible bit for bit
+
+$(BIN)/bindgate: FORCE
+	$(BUILD) -o $@ ./cmd/bindgate
+$(BIN)/bindgate-helper: FORCE
+	$(BUILD) -o $@ ./helper
+
+install: all ## binaries, configuration (never over an existing one), folders, user and group
+	@$(MAKE) --no-print-directory install-built
+
+# DESTDIR is for a package, whose scripts make user and group: it gets the modes, and the ids if they exist.
+install-built:
+	@[ -n "$(DESTDIR)" ] || getent group $(BINDGATE_GROUP) >/dev/null || $(SUDO) groupadd --system $(BINDGATE_GROUP)
+	@[ -n "$(DESTDIR)" ] || getent passwd $(BINDGATE_USER) >/dev/null || \
+		$(SUDO) useradd --system --gid $(BINDGATE_GROUP) --home-dir /nonexistent --no-create-home --shell /usr/sbin/nologin $(BINDGATE_USER)
+	@BIN='$(BIN)' PREFIX='$(PREFIX)' SYSCONFDIR='$(SYSCONFDIR)' LOCALSTATEDIR='$(LOCALSTATEDIR)' RUNDIR='$(RUNDIR)' DESTDIR='$(DESTDIR)' \
+		BINDGATE_USER='$(BINDGATE_USER)' BINDGATE_GROUP='$(BINDGATE_GROUP)' SUDO='$(SUDO)' packaging/install
+
+uninstall: ## what install put; not configuration and state
+	@PREFIX='$(PREFIX)' SYSCONFDIR='$(SYSCONFDIR)' LOCALSTATEDIR='$(LOCALSTATEDIR)' RUNDIR='$(RUNDIR)' DESTDIR='$(DESTDIR)' \
+		BINDGATE_USER='$(BINDGATE_USER)' SUDO='$(SUDO)' packaging/uninstall
+
+demo: deps ## the main job, told step by step, on a host of its own
+	@$(MAKE) --no-print-directory -s all BIN=bin/demo PREFIX=/run/bindgate-demo/prefix SYSCONFDIR=/run/bindgate-demo/etc \
+		LOCALSTATEDIR=/run/bindgate-demo/var RUNDIR=/run/bindgate-demo/run VERSION=demo
+	@$(SUDO) env PATH='$(PATH)' tests/demo/demo bin/demo
+
+test: deps ## vet, then all tests, on real kernels, containers and plugins
+	$(GO) vet ./...
+	SUDO='$(SUDO)' $(GO) test -count=1 -timeout 10m -exec '$(CURDIR)/tests/exec' ./...
+
+fuzz: ## every fuzz target for FUZZTIME (default 30s)
+	@packaging/fuzz $(or $(FUZZTIME),30s)
+
+lint: ## gofmt and vet
+	@unformatted=$$(gofmt -l $$(git ls-files -co --exclude-standard '*.go')); [ -z "$$unformatted" ] || { echo "gofmt: $$unformatted"; exit 1; }
+	$(GO) vet ./...
+
+# What a fresh machine lacks.
+deps:
+	@SUDO='$(SUDO)' tests/deps
+
+help: ## this list
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 14
+	@echo; echo 'variables: PREFIX=$(PREFIX) SYSCONFDIR=$(SYSCONFDIR) LOCALSTATEDIR=$(LOCALSTATEDIR) RUNDIR=$(RUNDIR) DESTDIR=$(DESTDIR)'
+	@echo '           BINDGATE_USER=$(BINDGATE_USER) BINDGATE_GROUP=$(BINDGATE_GROUP) SUDO=$(SUDO) VERSION=$(VERSION)'
+
+.PHONY: all install install-built uninstall demo test fuzz lint deps help FORCE

@@ -1,0 +1,13 @@
+// Command bindgate is the unprivileged side of bindgate: it parses jobs, talks to volume drivers, keeps the references and the journal, and asks
+// bindgate-helper to attach. Started as root it becomes the policy user first. See `bindgate help`.
+package main
+
+import (
+	"os"
+
+	"github.com/bindgate/bindgate/policy/cli"
+)
+
+func main() {
+	os.Exit(cli.Main(os.Args[1:], cli.Streams{In: os.Stdin, Out: os.Stdout, Err: os.Stderr}))
+}

@@ -1,0 +1,251 @@
+// Package cli is the command line of bindgate: one file for each group of commands, over package lifecycle. Main is all that a program needs.
+//
+// What the package promises is DESIGN section 8: stdout carries data only, errors go to stderr in two forms, and the exit status is the class of the
+// error's code. Before it reads a job or asks a driver it has become the policy user, or refused.
+package cli
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"os/signal"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/spf13/cobra"
+	"golang.org/x/sys/unix"
+
+	"github.com/bindgate/bindgate/conf"
+	"github.com/bindgate/bindgate/policy/lifecycle"
+	"github.com/bindgate/bindgate/wire"
+)
+
+// Streams are where a command reads and writes.
+type Streams struct {
+	In       io.Reader
+	Out, Err io.Writer
+}
+
+// app is one run of the command.
+type app struct {
+	Streams
+	become func(*conf.Policy) error     // give up root, or refuse
+	load   func() (*conf.Policy, error) // policy.toml
+	seam   func(*lifecycle.Options)     // for tests
+
+	owner    string
+	timeout  time.Duration
+	logLevel string
+	output   string
+}
+
+// session is what a command works with after root was given up.
+type session struct {
+	*lifecycle.Isolator
+	policy *conf.Policy
+}
+
+// Main runs the command and returns its exit status.
+func Main(args []string, s Streams) int {
+	a := &app{Streams: s, become: become, load: conf.LoadPolicy}
+	return a.run(args)
+}
+
+func (a *app) run(args []string) int {
+	ctx, signalled, stop := interruptible()
+	defer stop()
+	a.output = wantsJSON(args) // for an error that comes before the flags are read
+	root := a.root()
+	root.SetArgs(args)
+	root.SetIn(a.In)
+	root.SetOut(a.Out)
+	root.SetErr(a.Err)
+	err := root.ExecuteContext(ctx)
+	if err == nil {
+		return 0
+	}
+	status := a.report(err)
+	if s := signalled(); s != nil {
+		return 128 + int(s.(syscall.Signal))
+	}
+	return status
+}
+
+// wantsJSON returns "json" if the command line asks for it, even where it cannot be read otherwise.
+func wantsJSON(args []string) string {
+	for i, arg := range args {
+		switch {
+		case arg == "--":
+			return ""
+		case arg == "-ojson", arg == "-o=json", arg == "--output=json", (arg == "-o" || arg == "--output") && i+1 < len(args) && args[i+1] == "json":
+			return "json"
+		}
+	}
+	return ""
+}
+
+// interruptible returns a context that SIGTERM and SIGINT end, so that what is under way is undone, and which of them it was. A second one kills us: the
+// journal knows what is left.
+func interruptible() (ctx context.Context, signalled func() os.Signal, stop func()) {
+	ctx, cancel := context.WithCancel(context.Background())
+	c := make(chan os.Signal, 1)
+	got := make(chan os.Signal, 1)
+	signal.Notify(c, unix.SIGTERM, unix.SIGINT)
+	go func() {
+		select {
+		case s := <-c:
+			got <- s
+			signal.Reset(unix.SIGTERM, unix.SIGINT)
+			cancel()
+		case <-ctx.Done():
+		}
+	}()
+	signalled = func() os.Signal {
+		select {
+		case s := <-got:
+			return s
+		default:
+			return nil
+		}
+	}
+	return ctx, signalled, func() { signal.Stop(c); cancel() }
+}
+
+// usageError is a mistake on the command line.
+func usageError(format string, args ...any) *wire.Error {
+	return wire.Errorf(wire.Usage, "usage", format, args...)
+}
+
+func (a *app) root() *cobra.Command {
+	root := &cobra.Command{
+		Use:   "bindgate",
+		Short: "attach storage volumes to containers with kernel mounts, from an unprivileged agent",
+		Long: `bindgate attaches storage volumes to containers. A job names volumes; the volume's driver (any Docker volume plugin, or the built-in driver
+"local") makes each one available on the host; bindgate-helper, a small setuid program, bind-mounts it into the job's container; when the last
+container that uses it ends, the driver lets it go.
+
+The commands are the verbs of the Mesos isolator interface, so that an agent's hook maps onto them one to one: recover when the agent starts,
+prepare before a container exists, isolate when its first process is there, cleanup when it has ended.
+
+bindgate runs as the policy user of the installation. Started as root it becomes that user before it reads a job or talks to a driver; started
+as anyone else it refuses. Who may use which volume is decided by the [[rule]]s of policy.toml.`,
+		Example: `  bindgate volume create myvolume
+  bindgate prepare --container web-1 -v myvolume:/data
+  bindgate isolate --container web-1 --pid 4711
+  bindgate status
+  bindgate cleanup --container web-1`,
+		Version:       conf.Version(),
+		Args:          cobra.NoArgs,
+		SilenceErrors: true,
+		SilenceUsage:  true,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			return usageError("cannot do anything: no command is given").WithHint("bindgate --help")
+		},
+	}
+	root.SetVersionTemplate("bindgate {{.Version}}\n")
+	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
+		return usageError("cannot read the command line: %v", err).WithHint("%s --help", cmd.CommandPath())
+	})
+	f := root.PersistentFlags()
+	f.StringVar(&a.owner, "owner", lifecycle.DefaultOwner, "whose records these are: each agent on a host has its own")
+	f.DurationVar(&a.timeout, "timeout", 0, "give up after this time, such as 90s (default: each stage has its own, in policy.toml)")
+	f.StringVar(&a.logLevel, "log-level", "warn", "what is told on stderr: debug, info, warn or error")
+	f.StringVarP(&a.output, "output", "o", a.output, "table or json (default: table on a terminal, else json)")
+	fixed := func(values ...string) func(*cobra.Command, []string, string) ([]string, cobra.ShellCompDirective) {
+		return func(*cobra.Command, []string, string) ([]string, cobra.ShellCompDirective) {
+			return values, cobra.ShellCompDirectiveNoFileComp
+		}
+	}
+	_ = root.RegisterFlagCompletionFunc("output", fixed("table", "json"))
+	_ = root.RegisterFlagCompletionFunc("log-level", fixed("debug", "info", "warn", "error"))
+	root.AddCommand(a.prepareCommand(), a.isolateCommand(), a.bindCommand(), a.attachCommand(), a.detachCommand(), a.cleanupCommand(),
+		a.recoverCommand(), a.statusCommand(), a.usageCommand(), a.volumeCommand(), a.policyCommand())
+	return root
+}
+
+// start gives up root and opens the journal. Every command that reads a job, a record or a driver's answer calls it first.
+func (a *app) start(cmd *cobra.Command) (context.Context, *session, error) {
+	if a.output != "" && a.output != "table" && a.output != "json" {
+		return nil, nil, usageError("cannot write %q: -o is table or json", a.output)
+	}
+	var level slog.Level
+	if err := level.UnmarshalText([]byte(a.logLevel)); err != nil {
+		return nil, nil, usageError("cannot use --log-level %q: it is debug, info, warn or error", a.logLevel)
+	}
+	if a.timeout < 0 {
+		return nil, nil, usageError("cannot use --timeout %v: it is negative", a.timeout)
+	}
+	policy, err := a.load()
+	if err != nil {
+		return nil, nil, err
+	}
+	if err := a.become(policy); err != nil {
+		return nil, nil, err
+	}
+	o := lifecycle.Options{Policy: policy, Owner: a.owner, Logger: slog.New(slog.NewTextHandler(a.Err, &slog.HandlerOptions{Level: level}))}
+	if a.seam != nil {
+		a.seam(&o)
+	}
+	iso, err := lifecycle.Open(o)
+	if err != nil {
+		return nil, nil, err
+	}
+	ctx := cmd.Context()
+	if a.timeout > 0 {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeout(ctx, a.timeout)
+		context.AfterFunc(ctx, cancel)
+	}
+	return ctx, &session{iso, policy}, nil
+}
+
+// report writes an error to stderr and returns its exit status.
+func (a *app) report(err error) int {
+	e := asError(err)
+	if a.output == "json" {
+		writeJSON(a.Err, struct {
+			Schema string           `json:"schema"`
+			Error  *lifecycle.Error `json:"error"`
+		}{lifecycle.Schema, e})
+		return e.Exit()
+	}
+	fmt.Fprintf(a.Err, "bindgate: %s%s%s\n", oneLine(e.Message), steps("undone", e.Undone), steps("left", e.Left))
+	if e.Hint != "" {
+		fmt.Fprintf(a.Err, "hint: %s\n", printable(e.Hint, true))
+	}
+	return e.Exit()
+}
+
+// steps tells on the line of an error what was undone, and what is left.
+func steps(what string, list []lifecycle.Step) string {
+	if len(list) == 0 {
+		return ""
+	}
+	var says []string
+	for _, s := range list {
+		one := s.Stage + " of " + s.Driver + "/" + s.Name
+		if s.Error != "" {
+			one += " (" + s.Error + ")"
+		}
+		says = append(says, one)
+	}
+	return oneLine("; " + what + ": " + strings.Join(says, ", "))
+}
+
+// asError makes an error of the contract of any error. What has no code comes from the parser of the command line.
+func asError(err error) *lifecycle.Error {
+	var e *lifecycle.Error
+	if errors.As(err, &e) {
+		return e
+	}
+	var w *wire.Error
+	if !errors.As(err, &w) {
+		why, _, _ := strings.Cut(strings.TrimSpace(err.Error()), "\n") // what follows are suggestions
+		w = usageError("cannot read the command line: %s", why).WithHint("bindgate --help")
+	}
+	return &lifecycle.Error{Code: w.Code, Message: w.Message, Hint: w.Hint, Stage: w.Stage}
+}

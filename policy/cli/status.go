@@ -1,0 +1,112 @@
+package cli
+
+import (
+	"fmt"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"github.com/bindgate/bindgate/policy/lifecycle"
+)
+
+func (a *app) statusCommand() *cobra.Command {
+	var q lifecycle.StatusQuery
+	cmd := &cobra.Command{
+		Use:   "status [--container ID | --volume DRIVER/NAME]",
+		Short: "show what is attached where",
+		Long: `Status shows the containers, how far each came, and the volumes in use with who uses them. It shows all owners unless --owner names one, and waits for
+no lock and no driver.
+
+A container is preparing, prepared (it waits for its process), isolating, isolated, bound (the agent made the mounts) or cleaning.`,
+		Example: `  bindgate status
+  bindgate status --container web-1 -o json
+  bindgate status --volume rexray/db`,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			ctx, s, err := a.start(cmd)
+			if err != nil {
+				return err
+			}
+			defer s.Close()
+			if cmd.Flags().Changed("owner") {
+				q.Owner = s.Owner()
+			}
+			out, err := s.Status(ctx, q)
+			if err != nil {
+				return err
+			}
+			return a.emit(out, out.Warnings, func(t *tables) { showStatus(t, out) })
+		},
+	}
+	cmd.Flags().StringVar(&q.Container, "container", "", "only this container")
+	cmd.Flags().StringVar(&q.Volume, "volume", "", "only this volume and who uses it, `DRIVER/NAME`")
+	cmd.MarkFlagsMutuallyExclusive("container", "volume")
+	return cmd
+}
+
+func showStatus(t *tables, s *lifecycle.Status) {
+	var rows [][]any
+	for _, c := range s.Containers {
+		pid, state := "", c.Phase
+		if c.PID != 0 {
+			pid = fmt.Sprint(c.PID)
+			if !c.Alive {
+				state += ", dead"
+			}
+		}
+		var volumes []string
+		for _, v := range c.Volumes {
+			volumes = append(volumes, strings.TrimSuffix(v.Name+":"+v.ContainerPath+":"+v.Mode, ":rw"))
+		}
+		rows = append(rows, []any{c.Container, c.Owner, pid, state, strings.Join(volumes, " ")})
+	}
+	t.table("Containers", "no containers", []any{"container", "owner", "pid", "state", "volumes"}, rows)
+	rows = nil
+	for _, v := range s.Volumes {
+		users := append([]string(nil), v.Containers...)
+		if v.Mounted {
+			users = append(users, "(volume mount)")
+		}
+		if v.Pending != nil {
+			users = append(users, "(unmount pending)")
+		}
+		rows = append(rows, []any{v.Driver, v.Name, v.Mountpoint, strings.Join(users, " ")})
+	}
+	t.table("Volumes", "no volumes in use", []any{"driver", "volume", "mountpoint", "used by"}, rows)
+}
+
+func (a *app) usageCommand() *cobra.Command {
+	var container string
+	cmd := &cobra.Command{
+		Use:     "usage --container ID",
+		Short:   "show how full a container's volumes are",
+		Long:    `Usage shows bytes and inodes of the filesystem that each volume lies on, all of it and what is free. It waits for no lock and no driver.`,
+		Example: `  bindgate usage --container web-1`,
+		Args:    cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			ctx, s, err := a.start(cmd)
+			if err != nil {
+				return err
+			}
+			defer s.Close()
+			out, err := s.Usage(ctx, container)
+			if err != nil {
+				return err
+			}
+			return a.emit(out, out.Warnings, func(t *tables) {
+				var rows [][]any
+				for _, v := range out.Volumes {
+					if !v.Alive {
+						rows = append(rows, []any{v.Driver, v.Name, v.ContainerPath, "", "", "", ""})
+						continue
+					}
+					rows = append(rows, []any{v.Driver, v.Name, v.ContainerPath, size(v.Bytes), size(v.BytesFree), v.Inodes, v.InodesFree})
+				}
+				t.table("", "no volumes", []any{"driver", "volume", "path", "size", "free", "inodes", "inodes free"}, rows)
+			})
+		},
+	}
+	cmd.Flags().StringVar(&container, "container", "", "the container's `ID`")
+	required(cmd, "container")
+	return cmd
+}

@@ -1,0 +1,485 @@
+package lifecycle
+
+import (
+	"context"
+	"errors"
+	"reflect"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/bindgate/bindgate/state"
+	"github.com/bindgate/bindgate/wire"
+)
+
+// RecoverOptions say what the agent knows.
+type RecoverOptions struct {
+	Known     []string // the containers that the agent has; they are kept, even if dead
+	HasKnown  bool     // Known is the agent's list, even if it is empty
+	Force     bool     // clean up containers that are alive and not in Known
+	NoDrivers bool     // ask no driver; what takes one stays pending
+}
+
+// Recovered is what Recover found and did. Lists of containers hold ids.
+type Recovered struct {
+	Schema     string      `json:"schema"`
+	Kept       []string    `json:"kept"`
+	Cleaned    []string    `json:"cleaned"`
+	RolledBack []string    `json:"rolled_back"` // prepare had been cut off
+	Orphans    []string    `json:"orphans"`     // alive, and not in Known
+	Unmounted  []VolumeRef `json:"unmounted"`
+	Pending    []Pending   `json:"pending"`
+	Corrupt    []string    `json:"corrupt"` // records that were moved aside, by their new paths
+	Errors     []string    `json:"errors"`
+}
+
+// Recover brings journal, ledger, kernel and drivers together again after the agent, bindgate or the host was restarted: it finishes or undoes what a crash
+// interrupted, cleans up the containers that are gone, children first, and tries again what is pending. Only records of the Isolator's owner are touched. It
+// may be called at any time, also while other verbs are at work.
+//
+// With HasKnown, containers in Known are kept; dead ones that are not are cleaned up; live ones are Orphans unless Force. Without it the identity of their
+// processes decides.
+//
+// Errors: pending, with the result, while something could not be let go; that of the first item in Errors.
+func (iso *Isolator) Recover(ctx context.Context, o RecoverOptions) (*Recovered, error) {
+	const doing = "recover"
+	for _, id := range o.Known {
+		if err := wire.CheckID("container", id); err != nil {
+			return nil, cannot(doing, err)
+		}
+	}
+	r := &recovery{iso: iso, o: o, out: &Recovered{Schema: Schema, Kept: []string{}, Cleaned: []string{}, RolledBack: []string{}, Orphans: []string{},
+		Unmounted: []VolumeRef{}, Pending: []Pending{}, Corrupt: []string{}, Errors: []string{}}}
+	r.corrupt(ctx)
+	all, _, err := iso.allContainers(ctx)
+	if err != nil {
+		return nil, cannot(doing, err)
+	}
+	r.ledger(ctx) // after the records: of a container whose record is still the same it says the truth
+	r.missing(ctx, all)
+	for _, level := range generations(iso.owner, all) {
+		r.each(level, func(c *containerRecord) { r.container(ctx, c) })
+	}
+	r.strangers(ctx, all)
+	volumes, _, err := iso.allVolumes(ctx)
+	if err != nil {
+		return nil, cannot(doing, err)
+	}
+	r.volumes(ctx, volumes)
+	r.temporary(ctx)
+	return r.out, r.verdict(doing)
+}
+
+// recovery is one Recover under way.
+type recovery struct {
+	iso      *Isolator
+	o        RecoverOptions
+	attached map[string][]wire.Fields // by container: what the helper has of it; nil if the helper could not be asked
+
+	mu     sync.Mutex
+	out    *Recovered
+	causes []Cause
+	lost   bool // a volume's record was corrupt
+}
+
+func (r *recovery) add(do func(*Recovered)) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	do(r.out)
+}
+
+func (r *recovery) failed(id volumeID, err error) {
+	c := cause(id, time.Time{}, err)
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.out.Errors = append(r.out.Errors, c.Message)
+	r.causes = append(r.causes, c)
+}
+
+// each does something to each, some at a time: drivers differ in speed, and different volumes may be worked on in parallel.
+func (r *recovery) each(list []*containerRecord, do func(*containerRecord)) {
+	const atOnce = 8
+	var wg sync.WaitGroup
+	turn := make(chan struct{}, atOnce)
+	for _, c := range list {
+		turn <- struct{}{}
+		wg.Go(func() {
+			do(c)
+			<-turn
+		})
+	}
+	wg.Wait()
+}
+
+// corrupt moves records that cannot be trusted aside: the owner's containers, and any volume's, since whose it is cannot be told.
+func (r *recovery) corrupt(ctx context.Context) {
+	iso := r.iso
+	check := func(s *state.Store, mine func(string) bool, key func(string) uint64, read func(string) error) (moved bool) {
+		names, err := s.List()
+		if err != nil {
+			r.failed(volumeID{}, err)
+		}
+		for _, name := range names {
+			if !mine(name) || !isCode(read(name), wire.StateCorrupt) {
+				continue
+			}
+			lctx, cancel := iso.lockLimit(ctx)
+			l, err := s.Lock(lctx, key(name))
+			cancel()
+			if err != nil {
+				r.failed(volumeID{}, err)
+				continue
+			}
+			if isCode(read(name), wire.StateCorrupt) { // nobody has replaced it meanwhile
+				to, err := s.MoveAside(name)
+				if err != nil {
+					r.failed(volumeID{}, err)
+				} else {
+					r.out.Corrupt = append(r.out.Corrupt, to)
+					moved = true
+				}
+			}
+			l.Unlock()
+		}
+		return moved
+	}
+	check(iso.containers, r.mine, func(name string) uint64 { return state.Key(name) }, func(name string) error {
+		owner, id, _ := strings.Cut(name, "@")
+		_, err := iso.readContainer(reference{owner, id})
+		return err
+	})
+	r.lost = check(iso.volumes, func(string) bool { return true }, func(name string) uint64 { return state.Key(name) }, func(name string) error {
+		_, err := iso.readVolumeNamed(name)
+		return err
+	})
+}
+
+// mine reports whether a container's record is the owner's.
+func (r *recovery) mine(name string) bool { return strings.HasPrefix(name, r.iso.owner+"@") }
+
+// ledger has the helper tidy up, and asks it what is attached, once for all containers.
+func (r *recovery) ledger(ctx context.Context) {
+	if _, err := r.iso.ask(ctx, &wire.Request{Op: wire.OpSweep, Owner: r.iso.owner}); err != nil {
+		r.failed(volumeID{}, err)
+		return
+	}
+	reply, err := r.iso.ask(ctx, &wire.Request{Op: wire.OpQuery, Owner: r.iso.owner})
+	if err != nil {
+		r.failed(volumeID{}, err)
+		return
+	}
+	r.attached = map[string][]wire.Fields{}
+	for _, b := range reply.Blocks {
+		id := b.Get("container")
+		r.attached[id] = append(r.attached[id], b)
+	}
+}
+
+// missing makes up for volumes' records that are not there any more: who uses a volume, and with which id and mountpoint, is in the containers' records too.
+func (r *recovery) missing(ctx context.Context, all []*containerRecord) {
+	if !r.lost {
+		return
+	}
+	for _, c := range all {
+		for _, e := range c.Volumes {
+			if e.ID == "" {
+				continue
+			}
+			if err := r.iso.restore(ctx, c, e); err != nil {
+				r.failed(e.volumeID, err)
+			}
+		}
+	}
+}
+
+// restore enters a container's reference into the record of a volume.
+func (iso *Isolator) restore(ctx context.Context, c *containerRecord, e *entry) error {
+	unlock, err := iso.lockVolume(ctx, e.volumeID)
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	v, err := iso.readVolume(e.volumeID)
+	if err != nil || v.find(c.ref(), true) != nil || !iso.confirmed(c.ref(), e.volumeID) {
+		return err
+	}
+	i := slices.IndexFunc(v.Holds, func(h *hold) bool { return h.ID == e.ID })
+	if i < 0 {
+		h := &hold{ID: e.ID, Owner: c.Owner, State: mountDone, Mountpoint: e.Mountpoint, Boot: c.Boot, WasMount: e.Driver != localDriver && isMount(e.Mountpoint)}
+		if c.Phase == phaseCleaning {
+			h.State = mountAsked // it may have been let go already
+		}
+		v.Holds = append(v.Holds, h)
+		i = len(v.Holds) - 1
+	}
+	v.Holds[i].ref(c.ref())
+	return iso.writeVolume(v)
+}
+
+// generations sorts an owner's containers: those nested deepest first.
+func generations(owner string, all []*containerRecord) [][]*containerRecord {
+	by := map[string]*containerRecord{}
+	for _, c := range all {
+		if c.Owner == owner {
+			by[c.Container] = c
+		}
+	}
+	var levels [][]*containerRecord
+	for _, c := range all {
+		if c.Owner != owner {
+			continue
+		}
+		depth := 0
+		for p := by[c.Parent]; p != nil && depth < len(by); p = by[p.Parent] {
+			depth++
+		}
+		for len(levels) <= depth {
+			levels = append(levels, nil)
+		}
+		levels[depth] = append(levels[depth], c)
+	}
+	slices.Reverse(levels)
+	return levels
+}
+
+// container decides about one container, and does it under its lock.
+func (r *recovery) container(ctx context.Context, seen *containerRecord) {
+	iso := r.iso
+	unlock, err := iso.lockContainers(ctx, seen.ref())
+	if err != nil {
+		r.failed(volumeID{}, err)
+		return
+	}
+	c, err := iso.readContainer(seen.ref())
+	if err != nil || c == nil {
+		unlock()
+		if err != nil {
+			r.failed(volumeID{}, err)
+		}
+		return
+	}
+	unchanged := reflect.DeepEqual(c, seen)
+	known := r.o.HasKnown && slices.Contains(r.o.Known, c.Container)
+	alive := iso.alive(c.Process)
+	waits := c.Process == nil && c.Boot == iso.boot && c.Phase == phasePrepared
+	cutOff := c.Process == nil && c.Phase == phasePreparing
+	id := c.Container
+	switch {
+	case c.Phase == phaseCleaning: // its cleanup was cut off, or something of it is pending
+		r.clean(ctx, c, alive, unchanged)
+	case known:
+		r.repair(ctx, c)
+		r.add(func(out *Recovered) { out.Kept = append(out.Kept, id) })
+	case cutOff:
+		r.clean(ctx, c, false, unchanged)
+	case alive && r.o.HasKnown && !r.o.Force:
+		r.repair(ctx, c)
+		r.add(func(out *Recovered) { out.Kept, out.Orphans = append(out.Kept, id), append(out.Orphans, id) })
+	case alive && !r.o.HasKnown, waits && !r.o.HasKnown:
+		r.repair(ctx, c)
+		r.add(func(out *Recovered) { out.Kept = append(out.Kept, id) })
+	default:
+		r.clean(ctx, c, alive, unchanged)
+	}
+	unlock()
+	if c.Parent != "" {
+		iso.leave(ctx, c)
+	}
+}
+
+// clean cleans a container up, or rolls back its prepare.
+func (r *recovery) clean(ctx context.Context, c *containerRecord, force, unchanged bool) {
+	cutOff := c.Phase == phasePreparing
+	_, has := r.attached[c.Container]
+	out, err := r.iso.clean(ctx, c, cleanHow{force: force, detached: r.attached != nil && !has && unchanged, manner: manner{noDrivers: r.o.NoDrivers}})
+	r.add(func(all *Recovered) {
+		if out != nil {
+			all.Unmounted = append(all.Unmounted, out.Unmounted...)
+			all.Pending = append(all.Pending, out.Pending...)
+		}
+		switch {
+		case err != nil:
+		case cutOff:
+			all.RolledBack = append(all.RolledBack, c.Container)
+		default:
+			all.Cleaned = append(all.Cleaned, c.Container)
+		}
+	})
+	if err != nil && !isCode(err, wire.Pending) {
+		r.failed(volumeID{}, cannot("clean up container "+c.Container, err))
+	}
+}
+
+// repair finishes or undoes what a crash left half done of a container that stays.
+func (r *recovery) repair(ctx context.Context, c *containerRecord) {
+	iso := r.iso
+	err := func() error {
+		if c.Phase == phaseIsolating { // what was attached is taken out; the agent isolates it again
+			if err := iso.detachAll(ctx, c); err != nil {
+				return err
+			}
+			for _, e := range c.Volumes {
+				e.Attached = nil
+			}
+			c.Phase, c.Process = phasePrepared, nil
+			return iso.writeContainer(c)
+		}
+		var half []*entry
+		for _, e := range c.Volumes {
+			if e.Pending {
+				half = append(half, e)
+			}
+		}
+		if len(half) == 0 {
+			return nil
+		}
+		out := newCleaned(c.Container, true)
+		err := iso.letGoOf(ctx, c, half, cleanHow{manner: manner{noDrivers: r.o.NoDrivers}}, out)
+		r.add(func(all *Recovered) {
+			all.Unmounted = append(all.Unmounted, out.Unmounted...)
+			all.Pending = append(all.Pending, out.Pending...)
+		})
+		if err == nil && c.Implicit && len(c.Volumes) == 0 {
+			err = iso.dropContainer(c)
+		}
+		return err
+	}()
+	if err != nil {
+		r.failed(volumeID{}, cannot("repair container "+c.Container, err))
+	}
+}
+
+// strangers deals with what the helper has attached for containers without a record: the journal was lost. Those that are alive are orphans; of others the
+// helper's sweep has dropped what it had.
+func (r *recovery) strangers(ctx context.Context, all []*containerRecord) {
+	for id, blocks := range r.attached {
+		if slices.ContainsFunc(all, func(c *containerRecord) bool { return c.Owner == r.iso.owner && c.Container == id }) {
+			continue
+		}
+		unlock, err := r.iso.lockContainers(ctx, reference{r.iso.owner, id})
+		if err != nil {
+			r.failed(volumeID{}, err)
+			continue
+		}
+		switch c, err := r.iso.readContainer(reference{r.iso.owner, id}); {
+		case err != nil || c != nil: // it came meanwhile
+		case !r.o.Force && slices.ContainsFunc(blocks, func(b wire.Fields) bool { return b.Get("alive") == "1" }):
+			r.out.Orphans = append(r.out.Orphans, id)
+		default:
+			if _, err := r.iso.ask(ctx, &wire.Request{Op: wire.OpDetach, Owner: r.iso.owner, Container: id, Lazy: r.o.Force}); err != nil && !isCode(err, wire.NotFound) {
+				r.failed(volumeID{}, cannot("clean up container "+id, err))
+			} else {
+				r.out.Cleaned = append(r.out.Cleaned, id)
+			}
+		}
+		unlock()
+	}
+}
+
+// volumes drops references that no container confirms, and tries again what is pending, of the owner.
+func (r *recovery) volumes(ctx context.Context, volumes []*volumeRecord) {
+	var wg sync.WaitGroup
+	turn := make(chan struct{}, 8)
+	for _, v := range volumes {
+		turn <- struct{}{}
+		wg.Go(func() {
+			defer func() { <-turn }()
+			if err := r.volume(ctx, v.volumeID); err != nil {
+				r.failed(v.volumeID, err)
+			}
+		})
+	}
+	wg.Wait()
+}
+
+func (r *recovery) volume(ctx context.Context, id volumeID) error {
+	iso := r.iso
+	tried := false
+	r.add(func(out *Recovered) {
+		tried = slices.ContainsFunc(out.Pending, func(p Pending) bool { return p.Driver == id.Driver && p.Name == id.Name })
+	})
+	unlock, err := iso.lockVolume(ctx, id)
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	v, err := iso.readVolume(id)
+	if err != nil {
+		return err
+	}
+	for _, h := range slices.Clone(v.Holds) {
+		had := len(h.Refs)
+		h.Refs = slices.DeleteFunc(h.Refs, func(ref reference) bool {
+			own := ref.Container == "" && h.State == mountAsked // its volume mount was cut off
+			return ref.Owner == iso.owner && (own || !iso.confirmed(ref, id))
+		})
+		switch {
+		case len(h.Refs) > 0 && len(h.Refs) == had, len(h.Refs) == 0 && h.Owner != iso.owner && had == 0:
+		case len(h.Refs) > 0:
+			if err := iso.writeVolume(v); err != nil {
+				return err
+			}
+		case !tried: // else it was just now, as part of its container
+			unmounted, pending, err := iso.unmount(ctx, v, h, manner{noDrivers: r.o.NoDrivers})
+			if err != nil {
+				return err
+			}
+			r.add(func(out *Recovered) {
+				if unmounted {
+					out.Unmounted = append(out.Unmounted, VolumeRef(id))
+				}
+				if pending != nil {
+					out.Pending = append(out.Pending, *pending)
+				}
+			})
+		}
+	}
+	return nil
+}
+
+// temporary removes the temporary files that crashes left, of records that nobody is at work on.
+func (r *recovery) temporary(ctx context.Context) {
+	now, cancel := context.WithCancel(ctx)
+	cancel() // a lock that is not free is not waited for
+	sweep := func(s *state.Store, mine func(string) bool) {
+		held := map[string]*state.Lock{}
+		err := s.SweepTemporary(func(name string) bool {
+			if held[name] == nil && mine(name) {
+				if l, err := s.Lock(now, state.Key(name)); err == nil {
+					held[name] = l
+				}
+			}
+			return held[name] != nil
+		})
+		for _, l := range held {
+			l.Unlock()
+		}
+		if err != nil {
+			r.failed(volumeID{}, err)
+		}
+	}
+	sweep(r.iso.containers, r.mine)
+	sweep(r.iso.volumes, func(string) bool { return true })
+}
+
+// verdict sorts the result and says whether all is well.
+func (r *recovery) verdict(doing string) error {
+	for _, list := range [][]string{r.out.Kept, r.out.Cleaned, r.out.RolledBack, r.out.Orphans, r.out.Corrupt} {
+		slices.Sort(list)
+	}
+	sortIDs(r.out.Unmounted, func(v VolumeRef) volumeID { return volumeID(v) })
+	sortIDs(r.out.Pending, func(p Pending) volumeID { return volumeID{p.Driver, p.Name} })
+	if len(r.causes) > 0 {
+		return several(doing, r.causes)
+	}
+	if len(r.out.Pending) > 0 {
+		err := pendingError(doing, &Cleaned{Pending: r.out.Pending})
+		var e *Error
+		if errors.As(err, &e) {
+			e.Hint = "call recover again when the driver can be asked, or bindgate cleanup --forget"
+		}
+		return err
+	}
+	return nil
+}

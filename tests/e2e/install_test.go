@@ -1,0 +1,93 @@
+package e2e
+
+import (
+	"os"
+	"os/exec"
+	"path/filepath"
+	"reflect"
+	"strings"
+	"testing"
+
+	"github.com/bindgate/bindgate/conf"
+	"github.com/bindgate/bindgate/tests/harness"
+)
+
+// makeIn runs make in the checkout, as root, on what the harness has built.
+func makeIn(t *testing.T, h *harness.Host, args ...string) harness.Result {
+	t.Helper()
+	checkout, err := harness.Checkout()
+	if err != nil {
+		t.Fatal(err)
+	}
+	cmd := exec.Command("make", append(args, "SUDO=", "BIN=bin/test", "BINDGATE_USER="+harness.PolicyUser, "BINDGATE_GROUP="+harness.PolicyUser)...)
+	cmd.Dir = checkout
+	return h.Do(cmd).OK(t)
+}
+
+func TestInstall(t *testing.T) {
+	harness.Run(t, func(h *harness.Host) {
+		at := "/run/installed"
+		paths := []string{"PREFIX=" + at + "/prefix", "SYSCONFDIR=" + at + "/etc", "LOCALSTATEDIR=" + at + "/var", "RUNDIR=" + at + "/run"}
+		r := makeIn(t, h, append([]string{"install-built"}, paths...)...)
+		if r.Stderr != "" {
+			t.Errorf("make install warns: %s", r.Stderr)
+		}
+		// Modes and owners are those of the harness' tree, which all other tests run in.
+		got := map[string]string{}
+		for _, line := range h.Tree(at) {
+			f := strings.Fields(line)
+			got[strings.TrimPrefix(f[0], at)] = f[1] + " " + f[2]
+		}
+		want := map[string]string{}
+		for _, dir := range []string{"prefix", "etc", "var", "run"} {
+			for _, line := range h.Tree(h.Path(dir)) {
+				f := strings.Fields(line)
+				want[strings.TrimPrefix(f[0], harness.Root)] = f[1] + " " + f[2]
+			}
+		}
+		delete(got, "")
+		if !reflect.DeepEqual(got, want) {
+			t.Errorf("make install put\n%v\nwant\n%v", got, want)
+		}
+		if !strings.HasPrefix(got["/prefix/libexec/bindgate/bindgate-helper"], "urwxr-x--- 0:64801") {
+			t.Errorf("the helper is %s", got["/prefix/libexec/bindgate/bindgate-helper"])
+		}
+
+		// What is shipped: no target rule, the local source only, and all that is commented out is the default.
+		data := h.ReadFile(at + "/etc/bindgate/helper.toml")
+		shipped, err := conf.ParseHelper([]byte(data))
+		if err != nil {
+			t.Fatal(err)
+		}
+		defaults := conf.DefaultHelper()
+		defaults.Sources = []conf.Source{{Path: at + "/var/lib/bindgate/volumes"}}
+		if !reflect.DeepEqual(shipped, defaults) {
+			t.Errorf("helper.toml is\n%+v\nwant\n%+v", shipped, defaults)
+		}
+		policy, err := conf.ParsePolicy([]byte(h.ReadFile(at + "/etc/bindgate/policy.toml")))
+		if err != nil || !reflect.DeepEqual(policy, conf.DefaultPolicy()) {
+			t.Errorf("policy.toml is\n%+v (%v)\nwant\n%+v", policy, err, conf.DefaultPolicy())
+		}
+
+		// What the operator wrote stays; so does somebody else's dvdcli.
+		h.WriteFile(at+"/etc/bindgate/helper.toml", "# mine\n", 0o644)
+		if err := os.Remove(at + "/prefix/bin/dvdcli"); err != nil {
+			t.Fatal(err)
+		}
+		h.WriteFile(at+"/prefix/bin/dvdcli", "theirs", 0o755)
+		makeIn(t, h, append([]string{"install-built"}, paths...)...)
+		if h.ReadFile(at+"/etc/bindgate/helper.toml") != "# mine\n" || h.ReadFile(at+"/prefix/bin/dvdcli") != "theirs" {
+			t.Error("make install wrote over what was there")
+		}
+		r = makeIn(t, h, append([]string{"uninstall"}, paths...)...)
+		for path, there := range map[string]bool{"prefix/bin/bindgate": false, "prefix/libexec/bindgate": false, "prefix/bin/dvdcli": true,
+			"etc/bindgate/helper.toml": true, "run/bindgate": false, "var/lib/bindgate": false} {
+			if _, err := os.Lstat(filepath.Join(at, path)); (err == nil) != there {
+				t.Errorf("after make uninstall: %s is there: %v, want %v", path, err == nil, there)
+			}
+		}
+		if !strings.Contains(r.Stdout, "left "+at+"/etc/bindgate") {
+			t.Errorf("make uninstall does not say what it left: %q", r.Stdout)
+		}
+	})
+}

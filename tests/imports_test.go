@@ -1,0 +1,150 @@
+package tests
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+)
+
+const module = "github.com/bindgate/bindgate"
+
+// core are the packages that run with privilege, and their lines are counted: someone shall be able to read them in an afternoon.
+var core = []string{"helper", "privops", "namespace", "state", "conf", "wire"}
+
+const coreLines = 3000
+
+// mayImport is DESIGN's table of the rooms: which of our own packages each room may import. A room that is not here may import none.
+var mayImport = map[string][]string{
+	"helper":    {"privops", "namespace", "state", "conf", "wire"},
+	"privops":   {"namespace", "wire"},
+	"namespace": {"wire"},
+	"state":     {"wire"},
+	"conf":      {"wire"},
+	"wire":      {},
+	"policy":    {"policy", "state", "conf", "wire"},
+	"cmd":       {"policy"},
+}
+
+// helperLinks is all that the privileged program may be built from, besides the standard library and our own core.
+var helperLinks = []string{"golang.org/x/sys/unix", "github.com/syndtr/gocapability/capability", "github.com/BurntSushi/toml", "github.com/google/renameio/v2"}
+
+// coreAvoids are parts of the standard library that our own core has no use for: what it does not import cannot be made to run with privilege.
+var coreAvoids = []string{"net", "net/http", "os/exec", "encoding/json", "encoding/gob", "encoding/xml", "text/template", "html/template", "plugin", "C"}
+
+type pkg struct {
+	ImportPath  string
+	Dir         string
+	Standard    bool
+	GoFiles     []string
+	Imports     []string
+	TestImports []string
+}
+
+func list(t *testing.T, args ...string) (all []pkg) {
+	t.Helper()
+	cmd := exec.Command("go", append([]string{"list", "-json=ImportPath,Dir,Standard,GoFiles,Imports,TestImports"}, args...)...)
+	cmd.Env = append(cmd.Environ(), "CGO_ENABLED=0")
+	var stderr bytes.Buffer
+	cmd.Stderr = &stderr
+	out, err := cmd.Output()
+	if err != nil {
+		t.Fatalf("go list: %v\n%s", err, stderr.String())
+	}
+	d := json.NewDecoder(bytes.NewReader(out))
+	for {
+		var p pkg
+		if err := d.Decode(&p); errors.Is(err, io.EOF) {
+			return all
+		} else if err != nil {
+			t.Fatal(err)
+		}
+		all = append(all, p)
+	}
+}
+
+// room returns the first folder of one of our own packages; "" for others.
+func room(path string) string {
+	rest, ok := strings.CutPrefix(path, module+"/")
+	if !ok {
+		return ""
+	}
+	first, _, _ := strings.Cut(rest, "/")
+	return first
+}
+
+func TestRoomsImportOnlyWhatTheyMay(t *testing.T) {
+	for _, p := range list(t, module+"/...") {
+		from := room(p.ImportPath)
+		if from == "tests" || from == "bench" {
+			continue
+		}
+		for _, i := range p.Imports {
+			if to := room(i); to != "" && !slices.Contains(mayImport[from], to) {
+				t.Errorf("%s imports %s: %s may import %v", p.ImportPath, i, from, mayImport[from])
+			}
+		}
+		for _, i := range p.TestImports {
+			if from == "policy" && slices.Contains([]string{"helper", "privops", "namespace"}, room(i)) {
+				t.Errorf("the tests of %s import %s", p.ImportPath, i)
+			}
+		}
+	}
+}
+
+func TestHelperLinksFourModules(t *testing.T) {
+	for _, p := range list(t, "-deps", module+"/helper") {
+		internal := slices.ContainsFunc(helperLinks, func(l string) bool { return strings.HasPrefix(p.ImportPath, l+"/internal") })
+		if !p.Standard && room(p.ImportPath) == "" && !slices.Contains(helperLinks, p.ImportPath) && !internal {
+			t.Errorf("bindgate-helper links %s", p.ImportPath)
+		}
+	}
+}
+
+func TestCoreAvoidsWhatItHasNoUseFor(t *testing.T) {
+	for _, p := range list(t, "-deps", module+"/helper") {
+		for _, i := range p.Imports {
+			if room(p.ImportPath) != "" && slices.Contains(coreAvoids, i) {
+				t.Errorf("%s imports %s", p.ImportPath, i)
+			}
+		}
+	}
+}
+
+func TestCoreIsSmall(t *testing.T) {
+	total := 0
+	for _, name := range core {
+		out, err := exec.Command("go", "list", "-f", "{{.Dir}}", module+"/"+name).Output()
+		if err != nil {
+			t.Fatal(err)
+		}
+		files, err := filepath.Glob(filepath.Join(strings.TrimSpace(string(out)), "*.go"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, f := range files { // of every architecture
+			if !strings.HasSuffix(f, "_test.go") {
+				total += lines(t, f)
+			}
+		}
+	}
+	if total >= coreLines || total == 0 {
+		t.Errorf("the privileged core has %d lines, want under %d", total, coreLines)
+	}
+	t.Logf("%d lines", total)
+}
+
+func lines(t *testing.T, file string) int {
+	t.Helper()
+	data, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return bytes.Count(data, []byte("\n"))
+}
