@@ -67,7 +67,7 @@ func DefaultHelper() *Helper {
 // LoadHelper reads and validates helper.toml. It is refused, with the code config, if it or a folder above it is not root's alone, if it holds an unknown key, or a value out of range.
 func LoadHelper() (*Helper, error) {
 	h := DefaultHelper()
-	if err := load(HelperTOML(), h); err != nil {
+	if err := Load(HelperTOML(), h); err != nil {
 		return nil, err
 	}
 	return h, h.validate()
@@ -76,7 +76,7 @@ func LoadHelper() (*Helper, error) {
 // ParseHelper is LoadHelper without the file.
 func ParseHelper(data []byte) (*Helper, error) {
 	h := DefaultHelper()
-	if err := parse("helper.toml", data, h); err != nil {
+	if err := Parse("helper.toml", data, h); err != nil {
 		return nil, err
 	}
 	return h, h.validate()
@@ -90,16 +90,16 @@ func (h *Helper) validate() error {
 	}
 	for _, p := range paths {
 		if q, err := wire.ParsePath(p); err != nil || q.String() != p || !q.Absolute || len(q.Components) == 0 {
-			return bad("a path", p, "clean and absolute, not /")
+			return Bad("a path", p, "clean and absolute, not /")
 		}
 	}
 	switch n, m := h.Limits.MountsPerRequest, h.Limits.MountsPerNamespace; {
 	case h.Mounts.Lock != LockAlways && h.Mounts.Lock != LockUserns:
-		return bad("mounts.lock", h.Mounts.Lock, "always or userns")
+		return Bad("mounts.lock", h.Mounts.Lock, "always or userns")
 	case n < 1 || n > wire.MaxBlocks:
-		return bad("limits.mounts_per_request", n, "1 to 1024")
+		return Bad("limits.mounts_per_request", n, "1 to 1024")
 	case m < 1 || m > 10000:
-		return bad("limits.mounts_per_namespace", m, "1 to 10000")
+		return Bad("limits.mounts_per_namespace", m, "1 to 10000")
 	}
 	return nil
 }

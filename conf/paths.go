@@ -1,4 +1,4 @@
-// Package conf holds both TOML files of an installation: their keys, defaults and validation, and who may own them; and the paths that are compiled
+// Package conf holds helper.toml: its keys, defaults and validation; how a TOML file of the installation is read, and who may own it (policy.toml's keys are in policy/config); and the paths that are compiled
 // into both binaries. The helper believes no path from argv or the environment.
 package conf
 

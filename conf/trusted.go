@@ -55,8 +55,8 @@ func RootOwned(fd int, path string) error {
 
 const maxFile = 1 << 20 // bytes of a configuration file
 
-// load reads a configuration file into v and refuses keys that v does not have: regular, root's, not writable by others, link count 1, as every folder above it.
-func load(path string, v any) error {
+// Load reads a configuration file into v and refuses keys that v does not have: regular, root's, not writable by others, link count 1, as every folder above it.
+func Load(path string, v any) error {
 	fd, _, err := OpenTrusted(path, unix.O_RDONLY)
 	if err != nil {
 		return err
@@ -74,10 +74,11 @@ func load(path string, v any) error {
 	if err != nil {
 		return wire.Errorf(wire.System, "config", "cannot read %s: %v", path, err)
 	}
-	return parse(path, data, v)
+	return Parse(path, data, v)
 }
 
-func parse(name string, data []byte, v any) error {
+// Parse is Load without the file.
+func Parse(name string, data []byte, v any) error {
 	md, err := toml.NewDecoder(bytes.NewReader(data)).Decode(v)
 	if err != nil {
 		why, _, _ := strings.Cut(err.Error(), "\n")
@@ -89,7 +90,7 @@ func parse(name string, data []byte, v any) error {
 	return nil
 }
 
-// bad refuses a value, as wire.Config.
-func bad(key string, value any, want string) error {
+// Bad refuses a value, as wire.Config.
+func Bad(key string, value any, want string) error {
 	return wire.Errorf(wire.Config, "config", "cannot use %s = %v: it must be %s", key, value, want)
 }

@@ -115,9 +115,7 @@ func (s *session) refuseElsewhere(r *wire.Request, ns uint64) {
 		return
 	}
 	for _, m := range must(s.ledger.ReadNS(other)).Mounts {
-		if m.IsOf(s.caller.uid, r.Owner, r.Container) && namespace.Mounted(m.ID, other) {
-			namespace.Die(wire.Errorf(wire.Conflict, "ledger", "cannot attach to the container %s in pid %d: it has volumes in another mount namespace, of pid %d", r.Container, r.PID, m.PID).WithHint("detach those first"))
-		}
+		namespace.DieIf(m.IsOf(s.caller.uid, r.Owner, r.Container) && namespace.Mounted(m.ID, other), wire.Errorf(wire.Conflict, "ledger", "cannot attach to the container %s in pid %d: it has volumes in another mount namespace, of pid %d", r.Container, r.PID, m.PID).WithHint("detach those first"))
 	}
 }
 
@@ -169,9 +167,7 @@ func (s *session) source(m *wire.Mount) *privops.Source {
 	if rule.Path == "" || slices.ContainsFunc(wire.ParsePaths([]string{conf.RunDir(), conf.JournalDir(), conf.HelperTOML(), s.config.Audit.File}), ours) {
 		namespace.Die(wire.Errorf(wire.SourceForbidden, "source", "cannot use the source %s: it is not in an allowed source of helper.toml", m.Source))
 	}
-	if m.IDMap && !s.config.Mounts.AllowIDMap {
-		namespace.Die(wire.Errorf(wire.Denied, "source", "cannot map the ids of %s: allow_idmap of helper.toml is not set", m.Source))
-	}
+	namespace.DieIf(m.IDMap && !s.config.Mounts.AllowIDMap, wire.Errorf(wire.Denied, "source", "cannot map the ids of %s: allow_idmap of helper.toml is not set", m.Source))
 	fd, private, err := conf.OpenTrusted(rule.Path, unix.O_PATH|unix.O_DIRECTORY)
 	if err != nil {
 		namespace.Die(wire.Errorf(wire.SourceForbidden, "source", "cannot use the source %s: %v", m.Source, err).WithHint("%s", wire.AsError(err).Hint))
@@ -184,9 +180,7 @@ func (s *session) source(m *wire.Mount) *privops.Source {
 func beneath(p wire.Path, roots []string, what, key string) wire.Path {
 	list := wire.ParsePaths(roots)
 	i := slices.IndexFunc(list, func(r wire.Path) bool { return r.Contains(p) && len(r.Components) < len(p.Components) })
-	if i < 0 {
-		namespace.Die(wire.Errorf(wire.TargetForbidden, "target", "cannot use the %s %s: it is not under targets.%s of helper.toml", what, p, key))
-	}
+	namespace.DieIf(i < 0, wire.Errorf(wire.TargetForbidden, "target", "cannot use the %s %s: it is not under targets.%s of helper.toml", what, p, key))
 	return list[i]
 }
 

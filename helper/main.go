@@ -40,28 +40,14 @@ func main() {
 		request = readRequest()            // 6: with a deadline and a size limit
 		s.authorise()
 		privops.Confine(request.Op)
-		blocks = s.act(request) // 7 to 11
+		blocks = map[string]func(*wire.Request) []wire.Fields{wire.OpAttach: s.attach, wire.OpDetach: s.detach, wire.OpQuery: s.query, wire.OpSweep: s.sweep,
+			wire.OpCreateVolume: s.volume, wire.OpRemoveVolume: s.volume, wire.OpListVolumes: s.volume}[request.Op](request) // 7 to 11
 	})
 	privops.Relinquish() // 12
 	if s.audit != nil {
 		s.audit.outcome(request, blocks, err)
 	}
 	os.Exit(finish(blocks, err))
-}
-
-// act does one operation.
-func (s *session) act(r *wire.Request) []wire.Fields {
-	switch r.Op {
-	case wire.OpAttach:
-		return s.attach(r)
-	case wire.OpDetach:
-		return s.detach(r)
-	case wire.OpQuery:
-		return s.query(r)
-	case wire.OpSweep:
-		return s.sweep(r)
-	}
-	return s.volume(r)
 }
 
 // must ends the run with an error of the packages that both processes use.

@@ -39,12 +39,8 @@ func startClean() {
 	for _, timer := range []unix.ItimerWhich{unix.ItimerReal, unix.ItimerVirtual, unix.ItimerProf} { // they survive exec
 		unix.Setitimer(timer, unix.Itimerval{})
 	}
-	if len(os.Args) > 1 {
-		namespace.Die(wire.Errorf(wire.Usage, "start", "cannot take arguments: one request on descriptor 0 is all"))
-	}
-	if os.Getuid() != 0 && hasEnvironment() {
-		namespace.Die(wire.Errorf(wire.Usage, "start", "cannot take an environment: it must be empty"))
-	}
+	namespace.DieIf(len(os.Args) > 1, wire.Errorf(wire.Usage, "start", "cannot take arguments: one request on descriptor 0 is all"))
+	namespace.DieIf(os.Getuid() != 0 && hasEnvironment(), wire.Errorf(wire.Usage, "start", "cannot take an environment: it must be empty"))
 	os.Clearenv() // systemd always sets some
 	unix.Umask(0o022)
 	namespace.Check(unix.Chdir("/"), wire.System, "start", "cannot chdir to /")
@@ -142,9 +138,7 @@ func readRequest() *wire.Request {
 	data, buf := []byte(nil), make([]byte, 1<<16)
 	for {
 		n, err := unix.Poll([]unix.PollFd{{Fd: 0, Events: unix.POLLIN}}, max(0, int(time.Until(end).Milliseconds())))
-		if err == nil && n == 0 {
-			namespace.Die(wire.Errorf(wire.Timeout, "request", "cannot read the request: it did not arrive within %v", readDeadline))
-		}
+		namespace.DieIf(err == nil && n == 0, wire.Errorf(wire.Timeout, "request", "cannot read the request: it did not arrive within %v", readDeadline))
 		if err == nil {
 			n, err = unix.Read(0, buf)
 		}
@@ -161,9 +155,7 @@ func readRequest() *wire.Request {
 // authorise admits the policy user and the uids that helper.toml names. The setuid bit's group is not enough (T01). Dies of denied.
 func (s *session) authorise() {
 	u, err := user.Lookup(conf.User())
-	if !slices.Contains(s.config.Callers.UIDs, s.caller.uid) && (err != nil || u.Uid != strconv.FormatUint(uint64(s.caller.uid), 10)) {
-		namespace.Die(wire.Errorf(wire.Denied, "caller", "cannot serve uid %d: only the user %s may call, and the uids in callers.uids of helper.toml", s.caller.uid, conf.User()))
-	}
+	namespace.DieIf(!slices.Contains(s.config.Callers.UIDs, s.caller.uid) && (err != nil || u.Uid != strconv.FormatUint(uint64(s.caller.uid), 10)), wire.Errorf(wire.Denied, "caller", "cannot serve uid %d: only the user %s may call, and the uids in callers.uids of helper.toml", s.caller.uid, conf.User()))
 }
 
 var finished atomic.Bool

@@ -42,9 +42,7 @@ func (s *session) volume(r *wire.Request) []wire.Fields {
 		created = v.Create(r.Name, value(r.Mode, 0o755), value(r.UID, 0), value(r.GID, 0))
 	}
 	vol, ok := v.Get(r.Name)
-	if !ok {
-		namespace.Die(wire.Errorf(wire.VolumeNotFound, "volume", "cannot find the local volume %s", r.Name))
-	}
+	namespace.DieIf(!ok, wire.Errorf(wire.VolumeNotFound, "volume", "cannot find the local volume %s", r.Name))
 	return []wire.Fields{append(describe(vol), wire.Pairs("created", map[bool]string{true: "1", false: "0"}[created])...)}
 }
 
@@ -57,9 +55,7 @@ func describe(v privops.Volume) wire.Fields {
 func (s *session) refuseAttached(volume string) {
 	for _, id := range must(s.ledger.Namespaces()) {
 		for _, m := range must(s.ledger.ReadNS(id)).Mounts {
-			if strings.HasPrefix(m.Source+"/", volume+"/") && namespace.Mounted(m.ID, id) {
-				namespace.Die(wire.Errorf(wire.Busy, "volume", "cannot remove the volume at %s: a container has it attached", volume).WithHint("see bindgate status; clean the container up first"))
-			}
+			namespace.DieIf(strings.HasPrefix(m.Source+"/", volume+"/") && namespace.Mounted(m.ID, id), wire.Errorf(wire.Busy, "volume", "cannot remove the volume at %s: a container has it attached", volume).WithHint("see bindgate status; clean the container up first"))
 		}
 	}
 }

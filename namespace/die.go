@@ -8,9 +8,16 @@ import "github.com/bindgate/bindgate/wire"
 // Die ends the operation with an error.
 func Die(e *wire.Error) { panic(e) }
 
+// DieIf ends the operation with an error if cond holds.
+func DieIf(cond bool, e *wire.Error) {
+	if cond {
+		Die(e)
+	}
+}
+
 // Check ends the operation if err is not nil; the error is added to the message.
 func Check(err error, code wire.Code, stage, format string, args ...any) {
-	if err != nil {
+	if err != nil { // before anything is formatted: this is on the way of every system call
 		Die(wire.Errorf(code, stage, format+": %v", append(args, err)...).Because(err))
 	}
 }

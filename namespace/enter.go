@@ -24,9 +24,7 @@ func OpenNS(id, inode uint64) (NS, bool) {
 	binary.NativeEndian.PutUint32(handle[12:], uint32(inode))
 	const fileidNSFS, fdNSFSRoot = 0xf1, -10003 // linux/exportfs.h, linux/fcntl.h
 	fd, err := unix.OpenByHandleAt(fdNSFSRoot, unix.NewFileHandle(fileidNSFS, handle), unix.O_RDONLY|unix.O_CLOEXEC)
-	if err == unix.EOPNOTSUPP || err == unix.EBADF || err == unix.EINVAL {
-		Die(wire.Errorf(wire.UnsupportedKernel, "enter", "cannot open a mount namespace by its id: the kernel lacks file handles of namespaces").WithHint("end the container, or use Linux 6.18 or later"))
-	}
+	DieIf(err == unix.EOPNOTSUPP || err == unix.EBADF || err == unix.EINVAL, wire.Errorf(wire.UnsupportedKernel, "enter", "cannot open a mount namespace by its id: the kernel lacks file handles of namespaces").WithHint("end the container, or use Linux 6.18 or later"))
 	return NS{fd, id, inode}, err == nil
 }
 

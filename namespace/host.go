@@ -32,9 +32,7 @@ func OpenHost() *Host {
 	var fs unix.Statfs_t
 	self := make([]byte, 32)
 	n, err := unix.Readlinkat(h.Proc, "self", self)
-	if unix.Fstatfs(h.Proc, &fs) != nil || fs.Type != unix.PROC_SUPER_MAGIC || err != nil || string(self[:n]) != strconv.Itoa(os.Getpid()) {
-		Die(wire.Errorf(wire.Config, "host", "cannot use /proc: it is not the procfs of our pid namespace"))
-	}
+	DieIf(unix.Fstatfs(h.Proc, &fs) != nil || fs.Type != unix.PROC_SUPER_MAGIC || err != nil || string(self[:n]) != strconv.Itoa(os.Getpid()), wire.Errorf(wire.Config, "host", "cannot use /proc: it is not the procfs of our pid namespace"))
 	h.BootID = strings.TrimSpace(Must(h.read("sys/kernel/random/boot_id"))(wire.System, "host", "cannot read the boot id"))
 	first := "1"
 	if _, err := h.stat("1/ns/mnt"); err == unix.EACCES || err == unix.EPERM {

@@ -62,15 +62,11 @@ func (t *Target) gone(why string) {
 
 func (t *Target) pinNamespaces(h *Host) {
 	fd, err := unix.IoctlRetInt(t.pidfd, unix.PIDFD_GET_MNT_NAMESPACE)
-	if err == unix.ENOTTY || err == unix.EINVAL {
-		Die(wire.Errorf(wire.UnsupportedKernel, "target", "cannot ask a pidfd for its namespaces: the kernel lacks PIDFD_GET_MNT_NAMESPACE").WithHint(newKernel))
-	}
+	DieIf(err == unix.ENOTTY || err == unix.EINVAL, wire.Errorf(wire.UnsupportedKernel, "target", "cannot ask a pidfd for its namespaces: the kernel lacks PIDFD_GET_MNT_NAMESPACE").WithHint(newKernel))
 	Check(err, wire.NamespaceHost, "target", "cannot open the mount namespace of pid %d", t.PID)
 	var mnt, owner unix.Stat_t
 	Check(unix.Fstat(fd, &mnt), wire.System, "target", "cannot stat the mount namespace of pid %d", t.PID)
-	if slices.Contains(h.mounts, mnt.Ino) {
-		Die(wire.Errorf(wire.NamespaceHost, "target", "cannot attach into pid %d: it is in the host's mount namespace or the caller's, not in one of its own", t.PID))
-	}
+	DieIf(slices.Contains(h.mounts, mnt.Ino), wire.Errorf(wire.NamespaceHost, "target", "cannot attach into pid %d: it is in the host's mount namespace or the caller's, not in one of its own", t.PID))
 	t.NS = NS{fd, Must(mountNSID(fd))(wire.UnsupportedKernel, "target", "cannot name a mount namespace (NS_GET_MNTNS_ID)"), mnt.Ino}
 
 	t.UserNS = Must(unix.IoctlRetInt(fd, unix.NS_GET_USERNS))(wire.System, "target", "cannot find the owner of the mount namespace of pid %d", t.PID)
@@ -86,13 +82,9 @@ func (t *Target) pinNamespaces(h *Host) {
 }
 
 func (t *Target) matchCgroups(h *Host, rules []string) {
-	if !h.cgroupOK {
-		Die(wire.Errorf(wire.Config, "target", "cannot judge the cgroups of pid %d: bindgate-helper was started in a cgroup namespace that is not the host's", t.PID))
-	}
-	if !MatchCgroups(Must(h.read(t.dir+"cgroup"))(wire.System, "target", "cannot read the cgroups of pid %d", t.PID), rules) {
-		Die(wire.Errorf(wire.TargetForbidden, "target", "cannot attach into pid %d: no rule in targets.cgroups of helper.toml matches its cgroups", t.PID).
-			WithHint("see /proc/%d/cgroup; root can add the common path of your containers to targets.cgroups", t.PID))
-	}
+	DieIf(!h.cgroupOK, wire.Errorf(wire.Config, "target", "cannot judge the cgroups of pid %d: bindgate-helper was started in a cgroup namespace that is not the host's", t.PID))
+	DieIf(!MatchCgroups(Must(h.read(t.dir+"cgroup"))(wire.System, "target", "cannot read the cgroups of pid %d", t.PID), rules), wire.Errorf(wire.TargetForbidden, "target", "cannot attach into pid %d: no rule in targets.cgroups of helper.toml matches its cgroups", t.PID).
+		WithHint("see /proc/%d/cgroup; root can add the common path of your containers to targets.cgroups", t.PID))
 }
 
 func (t *Target) pinRoot(h *Host) {

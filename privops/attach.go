@@ -48,9 +48,7 @@ func (a *Attachment) Clone(t *namespace.Target) {
 	if !a.Mount.IDMap {
 		return
 	}
-	if t.UserNS < 0 {
-		namespace.Die(wire.Errorf(wire.TargetForbidden, "tree", "cannot map the ids of %s: the container has no user namespace of its own", a.Source.Path).WithHint("leave idmap out"))
-	}
+	namespace.DieIf(t.UserNS < 0, wire.Errorf(wire.TargetForbidden, "tree", "cannot map the ids of %s: the container has no user namespace of its own", a.Source.Path).WithHint("leave idmap out"))
 	err := unix.MountSetattr(a.tree, "", unix.AT_EMPTY_PATH|unix.AT_RECURSIVE, &unix.MountAttr{Attr_set: unix.MOUNT_ATTR_IDMAP, Userns_fd: uint64(t.UserNS)})
 	namespace.Check(err, wire.SourceForbidden, "tree", "cannot map the ids of %s: its filesystem or a mount in it cannot be idmapped", a.Source.Path)
 }
@@ -63,13 +61,9 @@ func (a *Attachment) Attach(allowShared bool) {
 	path := a.Point.Path()
 	parent, _, err := namespace.MountOf(a.Point.fd)
 	on, e := namespace.StatMount(parent, 0)
-	if err != nil || e != nil {
-		namespace.Die(wire.Errorf(wire.TargetForbidden, "attach", "cannot attach at %s: it is not in the container's mount namespace", path))
-	}
-	if on.Propagation&unix.MS_SHARED != 0 && !allowShared {
-		namespace.Die(wire.Errorf(wire.PropagationShared, "attach", "cannot attach at %s: the mount there is shared, so the volume would show in other namespaces too", path).
-			WithHint("make it private or slave in the container (runc: rootfsPropagation), or set targets.allow_shared_propagation"))
-	}
+	namespace.DieIf(err != nil || e != nil, wire.Errorf(wire.TargetForbidden, "attach", "cannot attach at %s: it is not in the container's mount namespace", path))
+	namespace.DieIf(on.Propagation&unix.MS_SHARED != 0 && !allowShared, wire.Errorf(wire.PropagationShared, "attach", "cannot attach at %s: the mount there is shared, so the volume would show in other namespaces too", path).
+		WithHint("make it private or slave in the container (runc: rootfsPropagation), or set targets.allow_shared_propagation"))
 	const flags = unix.MOVE_MOUNT_F_EMPTY_PATH | unix.MOVE_MOUNT_T_EMPTY_PATH
 	namespace.Check(unix.MoveMount(a.tree, "", a.Point.fd, "", flags), wire.System, "attach", "cannot attach at %s", path)
 	a.attached = true

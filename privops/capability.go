@@ -43,10 +43,8 @@ func capset(c Caps, call func(nr, a, b, c uintptr) (uintptr, uintptr, syscall.Er
 // found. Dies of config where the privilege was not there to begin with, of system, and of internal if the system did not do what it said.
 func Reduce(proc int) {
 	check := func(what string, err error) {
-		if err == unix.EPERM {
-			namespace.Die(wire.Errorf(wire.Config, "capabilities", "cannot %s: %v", what, err).
-				WithHint("bindgate-helper needs root's capabilities at its start: is it in a container, or under systemd with a CapabilityBoundingSet that lacks some?"))
-		}
+		namespace.DieIf(err == unix.EPERM, wire.Errorf(wire.Config, "capabilities", "cannot %s: %v", what, err).
+			WithHint("bindgate-helper needs root's capabilities at its start: is it in a container, or under systemd with a CapabilityBoundingSet that lacks some?"))
 		namespace.Check(err, wire.System, "capabilities", "cannot %s", what)
 	}
 	for n := 0; n <= unix.CAP_LAST_CAP; n++ { // on this thread: the others have nothing to exec, by no_new_privs and the filter

@@ -79,12 +79,8 @@ func NewPlace(t *namespace.Target, rules *Rules, rootfs wire.Path) *Place {
 // UseSandbox names the sandbox directory: host is a descriptor of it on the host; the container must have that same directory at path. Dies of target_missing, target_forbidden.
 func (p *Place) UseSandbox(host int, path wire.Path) {
 	fd, err := open(p.root, path.Components, unix.O_PATH|unix.O_DIRECTORY, inRoot)
-	if err != nil {
-		namespace.Die(wire.Errorf(wire.TargetMissing, "target", "cannot find the sandbox directory %s in the container: %v", path, err).WithHint("mount it there before, or name the place with --sandbox-directory"))
-	}
-	if !sameFile(fd, host) {
-		namespace.Die(wire.Errorf(wire.TargetForbidden, "target", "cannot use %s in the container as its sandbox: it is not the directory that was named", path))
-	}
+	namespace.DieIf(err != nil, wire.Errorf(wire.TargetMissing, "target", "cannot find the sandbox directory %s in the container: %v", path, err).WithHint("mount it there before, or name the place with --sandbox-directory"))
+	namespace.DieIf(!sameFile(fd, host), wire.Errorf(wire.TargetForbidden, "target", "cannot use %s in the container as its sandbox: it is not the directory that was named", path))
 	p.sandMount, _, err = namespace.MountOf(fd)
 	namespace.Check(err, wire.System, "target", "cannot examine the sandbox directory %s", path)
 	p.sandbox, p.sandboxPath = fd, path
@@ -176,9 +172,7 @@ func (p *Place) outside(path wire.Path) {
 func (m *Mountpoint) walk(path wire.Path) {
 	p, todo := m.place, slices.Clone(path.Components)
 	if !path.Absolute {
-		if p.sandbox < 0 {
-			namespace.Die(wire.Errorf(wire.InvalidRequest, "target", "cannot use the relative path %s: no sandbox directory was named", path).WithHint("name it with --directory"))
-		}
+		namespace.DieIf(p.sandbox < 0, wire.Errorf(wire.InvalidRequest, "target", "cannot use the relative path %s: no sandbox directory was named", path).WithHint("name it with --directory"))
 		m.fd, m.names = p.sandbox, p.sandboxPath.Components
 	}
 	mount, links, linked := uint64(0), 0, 0 // linked: how many of todo came out of a link
@@ -253,9 +247,7 @@ func (m *Mountpoint) moveTo(fd int) {
 func (m *Mountpoint) moveInto(outer *Mountpoint, tree int) {
 	rest := m.names[len(outer.names):]
 	fd, err := open(tree, rest, unix.O_PATH, down)
-	if err != nil {
-		namespace.Die(wire.Errorf(wire.TargetMissing, "target", "cannot attach at %s: it lies in the volume at %s, where %s does not exist or is a link (%v)", m.Path(), outer.Path(), strings.Join(rest, "/"), err))
-	}
+	namespace.DieIf(err != nil, wire.Errorf(wire.TargetMissing, "target", "cannot attach at %s: it lies in the volume at %s, where %s does not exist or is a link (%v)", m.Path(), outer.Path(), strings.Join(rest, "/"), err))
 	m.moveTo(fd)
 	m.missing, m.inVol = 0, true
 	var st unix.Stat_t
@@ -320,9 +312,7 @@ func (m *Mountpoint) Check() {
 		fd, err := open(m.place.root, m.names, unix.O_PATH, inRoot)
 		a, _, e1 := namespace.MountOf(fd)
 		b, stx, e2 := namespace.MountOf(m.fd)
-		if cmp.Or(err, e1, e2) != nil || a != b || !sameFile(fd, m.fd) {
-			namespace.Die(wire.Errorf(wire.TargetForbidden, "attach", "cannot attach at %s: the container changed the path meanwhile", m.Path()))
-		}
+		namespace.DieIf(cmp.Or(err, e1, e2) != nil || a != b || !sameFile(fd, m.fd), wire.Errorf(wire.TargetForbidden, "attach", "cannot attach at %s: the container changed the path meanwhile", m.Path()))
 		unix.Close(fd)
 		fits(absolute(m.names), uint32(stx.Mode), m.dir)
 	})
@@ -363,9 +353,7 @@ func AsRoot(uid, gid int, f func()) {
 	unix.SetfsuidRetUid(uid)
 	u, _ := unix.SetfsuidRetUid(-1) // these calls report no errors; asking with -1 tells
 	g, _ := unix.SetfsgidRetGid(-1)
-	if u != uid || g != gid {
-		namespace.Die(wire.Errorf(wire.System, "target", "cannot take on the file system ids %d:%d", uid, gid))
-	}
+	namespace.DieIf(u != uid || g != gid, wire.Errorf(wire.System, "target", "cannot take on the file system ids %d:%d", uid, gid))
 	f()
 }
 

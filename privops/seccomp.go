@@ -1,11 +1,19 @@
 package privops
 
 import (
+	"runtime"
 	"slices"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
 )
+
+// arch is what differs: the architecture as the filter sees it, the numbers of fstatat and poll, and what the runtime adds when it makes a thread.
+var arch = map[string]struct {
+	audit         uint32
+	fstatat, poll int
+	thread        uint32
+}{"amd64": {unix.AUDIT_ARCH_X86_64, 262, 7, unix.CLONE_SETTLS}, "arm64": {unix.AUDIT_ARCH_AARCH64, 79, unix.SYS_PPOLL, 0}}[runtime.GOARCH]
 
 // The system calls that may be made after step 5, each with who needs it. Everything else answers ENOSYS, since a later Go runtime may probe for what this one does not know; what only an
 // attacker would want kills the process. SECURITY.md lists the privileged ones; a test compares.
@@ -22,10 +30,10 @@ var allowed = []struct {
 	{unix.SYS_EXIT, "runtime: threads"}, {unix.SYS_EXIT_GROUP, "the end"}, {unix.SYS_GETRANDOM, "runtime: maps"}, {unix.SYS_CLOCK_GETTIME, "runtime: without vDSO"},
 	// files
 	{unix.SYS_READ, "request, configuration, procfs, records"}, {unix.SYS_WRITE, "reply, records, audit"}, {unix.SYS_CLOSE, "files"}, {unix.SYS_OPENAT, "files"},
-	{unix.SYS_OPENAT2, "sources, roots: resolution in the kernel"}, {unix.SYS_FSTAT, "files"}, {fstatat, "files"}, {unix.SYS_STATX, "unique mount ids"}, {unix.SYS_FCNTL, "locks, duplicates"},
+	{unix.SYS_OPENAT2, "sources, roots: resolution in the kernel"}, {unix.SYS_FSTAT, "files"}, {arch.fstatat, "files"}, {unix.SYS_STATX, "unique mount ids"}, {unix.SYS_FCNTL, "locks, duplicates"},
 	{unix.SYS_FSYNC, "records"}, {unix.SYS_GETDENTS64, "volumes, records, tasks, holders"}, {unix.SYS_LSEEK, "os.File: directories"}, {unix.SYS_READLINKAT, "links in containers; ledger index"},
 	{unix.SYS_MKDIRAT, "mountpoints, volumes"}, {unix.SYS_UNLINKAT, "what was made"}, {unix.SYS_RENAMEAT, "records"}, {unix.SYS_RENAMEAT2, "volumes"}, {unix.SYS_SYMLINKAT, "ledger index"},
-	{unix.SYS_FCHMOD, "volumes"}, {unix.SYS_FCHOWN, "volumes"}, {unix.SYS_FSTATFS, "query: sizes"}, {unix.SYS_PPOLL, "deadline, liveness"},
+	{unix.SYS_FCHMOD, "volumes"}, {unix.SYS_FCHOWN, "volumes"}, {unix.SYS_FSTATFS, "query: sizes"}, {arch.poll, "deadline, liveness"},
 	// privileged
 	{unix.SYS_PIDFD_OPEN, "target"}, {unix.SYS_SETNS, "enter"}, {unix.SYS_UNSHARE, "enter, stage"}, {unix.SYS_STATMOUNT, "mounts by id"}, {unix.SYS_LISTMOUNT, "mounts by id"},
 	{unix.SYS_OPEN_BY_HANDLE_AT, "a namespace by its id; without CAP_DAC_READ_SEARCH it opens no file"}, {unix.SYS_OPEN_TREE, "attach"}, {unix.SYS_MOUNT_SETATTR, "attach"},
@@ -42,7 +50,7 @@ var deadly = []int{unix.SYS_EXECVE, unix.SYS_EXECVEAT, unix.SYS_PTRACE, unix.SYS
 // The only arguments that these two are allowed with.
 var (
 	cloneFlags = []uint32{
-		unix.CLONE_VM | unix.CLONE_FS | unix.CLONE_FILES | unix.CLONE_SIGHAND | unix.CLONE_SYSVSEM | unix.CLONE_THREAD | threadFlags, // runtime: a thread
+		unix.CLONE_VM | unix.CLONE_FS | unix.CLONE_FILES | unix.CLONE_SIGHAND | unix.CLONE_SYSVSEM | unix.CLONE_THREAD | arch.thread, // runtime: a thread
 		unix.CLONE_VFORK | unix.CLONE_FILES | unix.CLONE_NEWUSER | unix.CLONE_NEWNS,                                                  // stage: the child
 	}
 	ioctls = []uint32{unix.PIDFD_GET_MNT_NAMESPACE, unix.NS_GET_USERNS, unix.NS_GET_MNTNS_ID}
@@ -67,7 +75,7 @@ func program() []unix.SockFilter {
 	stmt := func(code uint16, k uint32) unix.SockFilter { return unix.SockFilter{Code: code, K: k} }
 	const load, ret = unix.BPF_LD | unix.BPF_W | unix.BPF_ABS, unix.BPF_RET | unix.BPF_K
 	const jeq, jge = unix.BPF_JMP | unix.BPF_JEQ | unix.BPF_K, unix.BPF_JMP | unix.BPF_JGE | unix.BPF_K
-	const nr, arch, arg0, arg1 = 0, 4, 16, 24 // struct seccomp_data, low halves
+	const nr, architecture, arg0, arg1 = 0, 4, 16, 24 // struct seccomp_data, low halves
 	const yes, no, kill = unix.SECCOMP_RET_ALLOW, unix.SECCOMP_RET_ERRNO | uint32(unix.ENOSYS), unix.SECCOMP_RET_KILL_PROCESS
 	only := func(offset uint32, values []uint32) []unix.SockFilter {
 		out := []unix.SockFilter{stmt(load, offset)}
@@ -78,7 +86,7 @@ func program() []unix.SockFilter {
 	}
 
 	verdict := map[uint32][]unix.SockFilter{unix.SYS_CLONE: only(arg0, cloneFlags), unix.SYS_IOCTL: only(arg1, ioctls)}
-	for _, c := range append(slices.Clone(allowed), archAllowed...) {
+	for _, c := range allowed {
 		verdict[uint32(c.nr)] = []unix.SockFilter{stmt(ret, yes)}
 	}
 	for _, n := range deadly {
@@ -108,6 +116,6 @@ func program() []unix.SockFilter {
 		low, high := search(l[:half]), search(l[half:])
 		return slices.Concat([]unix.SockFilter{{Code: jge, Jt: uint8(len(low)), K: l[half].from}}, low, high)
 	}
-	head := []unix.SockFilter{stmt(load, arch), {Code: jeq, Jt: 1, K: auditArch}, stmt(ret, kill), stmt(load, nr)}
+	head := []unix.SockFilter{stmt(load, architecture), {Code: jeq, Jt: 1, K: arch.audit}, stmt(ret, kill), stmt(load, nr)}
 	return append(head, search(leaves)...)
 }

@@ -38,13 +38,9 @@ func (s *Source) forbid(format string, args ...any) *wire.Error {
 func PinSource(root SourceRoot, asked string, path, subpath []string) *Source {
 	s := &Source{fd: root.FD, Path: asked, private: root.Sealed, allowFUSE: root.AllowFUSE}
 	die := func(err error, e *wire.Error) {
-		if err != nil {
-			namespace.Die(e)
-		}
+		namespace.DieIf(err != nil, e)
 	}
-	if len(path) == 0 {
-		namespace.Die(s.forbid("it is the allowed folder itself, not something in it"))
-	}
+	namespace.DieIf(len(path) == 0, s.forbid("it is the allowed folder itself, not something in it"))
 	all, mount := slices.Concat(path, subpath), namespace.Mount{}
 	for i := 0; ; i++ {
 		id, stx, err := namespace.MountOf(s.fd)
@@ -52,12 +48,8 @@ func PinSource(root SourceRoot, asked string, path, subpath []string) *Source {
 			mount, err = namespace.StatMount(id, 0)
 		}
 		die(err, s.forbid("its mount cannot be examined: %v", err))
-		if isFUSE(mount.Type) && !root.AllowFUSE {
-			namespace.Die(s.forbid("it is on a %s filesystem", mount.Type).WithHint("root can set allow_fuse = true for this [[source]] in helper.toml"))
-		}
-		if i == len(path) && root.RequireMountpoint && stx.Attributes&unix.STATX_ATTR_MOUNT_ROOT == 0 {
-			namespace.Die(s.forbid("nothing is mounted there, and its [[source]] has require_mountpoint"))
-		}
+		namespace.DieIf(isFUSE(mount.Type) && !root.AllowFUSE, s.forbid("it is on a %s filesystem", mount.Type).WithHint("root can set allow_fuse = true for this [[source]] in helper.toml"))
+		namespace.DieIf(i == len(path) && root.RequireMountpoint && stx.Attributes&unix.STATX_ATTR_MOUNT_ROOT == 0, s.forbid("nothing is mounted there, and its [[source]] has require_mountpoint"))
 		var st unix.Stat_t
 		err = unix.Fstat(s.fd, &st)
 		die(err, s.forbid("%v", err))

@@ -80,18 +80,12 @@ func (a *Attachment) judgeMounts() {
 	id, _, err := namespace.MountOf(a.tree)
 	namespace.Check(err, wire.System, "stage", "cannot examine %s", a.Source.Path)
 	below, err := namespace.ListMounts(id, 0, 0, namespace.MaxMounts)
-	if err != nil || len(below) == namespace.MaxMounts {
-		namespace.Die(a.Source.forbid("the mounts in it cannot be listed, or are %d or more", namespace.MaxMounts))
-	}
+	namespace.DieIf(err != nil || len(below) == namespace.MaxMounts, a.Source.forbid("the mounts in it cannot be listed, or are %d or more", namespace.MaxMounts))
 	for _, sub := range below {
 		m, err := namespace.StatMount(sub, 0)
 		namespace.Check(err, wire.System, "stage", "cannot examine a mount in %s", a.Source.Path)
-		if isFUSE(m.Type) && !a.Source.allowFUSE {
-			namespace.Die(a.Source.forbid("a %s filesystem is mounted in it", m.Type).WithHint("root can set allow_fuse = true for its [[source]] in helper.toml"))
-		}
-		if !a.Source.private && !strips(m) {
-			namespace.Die(a.Source.forbid("a mount in it lacks nosuid or nodev, so it is not sealed"))
-		}
+		namespace.DieIf(isFUSE(m.Type) && !a.Source.allowFUSE, a.Source.forbid("a %s filesystem is mounted in it", m.Type).WithHint("root can set allow_fuse = true for its [[source]] in helper.toml"))
+		namespace.DieIf(!a.Source.private && !strips(m), a.Source.forbid("a mount in it lacks nosuid or nodev, so it is not sealed"))
 	}
 }
 

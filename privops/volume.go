@@ -69,18 +69,14 @@ func (v *Volumes) Create(name string, mode, uid, gid uint32) bool {
 // again. Dies of volume_not_found, busy if something is mounted on it or in it, system.
 func (v *Volumes) Remove(name string) {
 	check := func(err error) {
-		if err == unix.EBUSY || err == unix.EXDEV {
-			namespace.Die(wire.Errorf(wire.Busy, "volume", "cannot remove the local volume %s: something is mounted in it", name).WithHint("see findmnt"))
-		}
+		namespace.DieIf(err == unix.EBUSY || err == unix.EXDEV, wire.Errorf(wire.Busy, "volume", "cannot remove the local volume %s: something is mounted in it", name).WithHint("see findmnt"))
 		namespace.Check(err, wire.System, "volume", "cannot remove the local volume %s", name)
 	}
 	check(v.mounted(name))
 	gone := ".gone-" + name
 	left := v.purge(gone) // of a removal that was interrupted
 	err := unix.Renameat2(v.FD, name, v.FD, gone, unix.RENAME_NOREPLACE)
-	if err == unix.ENOENT && left == unix.ENOENT {
-		namespace.Die(wire.Errorf(wire.VolumeNotFound, "volume", "cannot remove the local volume %s: there is none", name))
-	}
+	namespace.DieIf(err == unix.ENOENT && left == unix.ENOENT, wire.Errorf(wire.VolumeNotFound, "volume", "cannot remove the local volume %s: there is none", name))
 	if left != unix.ENOENT {
 		check(left)
 	}

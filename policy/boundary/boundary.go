@@ -12,20 +12,20 @@ import (
 	"io/fs"
 	"time"
 
-	"github.com/bindgate/bindgate/conf"
+	"github.com/bindgate/bindgate/policy/config"
 	"github.com/bindgate/bindgate/wire"
 )
 
 // A Helper is where bindgate-helper is. The zero Helper is not usable.
 type Helper struct {
-	Transport string        // conf.TransportExec or conf.TransportSocket
+	Transport string        // config.TransportExec or config.TransportSocket
 	Path      string        // of the setuid program
 	Socket    string        // of the systemd unit
 	Timeout   time.Duration // of one call
 }
 
 // New returns the helper that a policy.toml names.
-func New(p *conf.Policy) *Helper {
+func New(p *config.Policy) *Helper {
 	return &Helper{Transport: p.Helper.Transport, Path: p.Helper.Path, Socket: p.Helper.Socket, Timeout: p.Timeouts.Helper}
 }
 
@@ -41,7 +41,7 @@ func (h *Helper) Call(ctx context.Context, r *wire.Request) (*wire.Reply, error)
 		return nil, abandoned(ctx, r.Op, 0)
 	}
 	send := h.exec
-	if h.Transport == conf.TransportSocket {
+	if h.Transport == config.TransportSocket {
 		send = h.dial
 	}
 	began := time.Now()

@@ -13,7 +13,7 @@ import (
 	"testing"
 	"time"
 
-	"github.com/bindgate/bindgate/conf"
+	"github.com/bindgate/bindgate/policy/config"
 	"github.com/bindgate/bindgate/wire"
 )
 
@@ -76,7 +76,7 @@ func as(t *testing.T, role string) *Helper {
 	if err != nil {
 		t.Fatal(err)
 	}
-	return &Helper{Transport: conf.TransportExec, Path: path, Timeout: time.Minute}
+	return &Helper{Transport: config.TransportExec, Path: path, Timeout: time.Minute}
 }
 
 func code(err error) wire.Code { return wire.AsError(err).Code }
@@ -161,7 +161,7 @@ func TestCallIsGivenUp(t *testing.T) {
 }
 
 func TestHelperThatCannotBeStartedIsConfiguration(t *testing.T) {
-	h := &Helper{Transport: conf.TransportExec, Path: filepath.Join(t.TempDir(), "none"), Timeout: time.Minute}
+	h := &Helper{Transport: config.TransportExec, Path: filepath.Join(t.TempDir(), "none"), Timeout: time.Minute}
 	if _, err := h.Call(t.Context(), request); code(err) != wire.Config || !strings.Contains(err.Error(), h.Path) || wire.AsError(err).Hint == "" {
 		t.Errorf("%v", err)
 	}
@@ -169,7 +169,7 @@ func TestHelperThatCannotBeStartedIsConfiguration(t *testing.T) {
 	if _, err := h.Call(t.Context(), request); code(err) != wire.Config {
 		t.Errorf("%v", err)
 	}
-	h = &Helper{Transport: conf.TransportSocket, Socket: h.Path + ".sock", Timeout: time.Minute}
+	h = &Helper{Transport: config.TransportSocket, Socket: h.Path + ".sock", Timeout: time.Minute}
 	if _, err := h.Call(t.Context(), request); code(err) != wire.Config || !strings.Contains(err.Error(), h.Socket) {
 		t.Errorf("%v", err)
 	}
@@ -178,7 +178,7 @@ func TestHelperThatCannotBeStartedIsConfiguration(t *testing.T) {
 // listen serves one connection at a socket.
 func listen(t *testing.T, serve func(*net.UnixConn)) *Helper {
 	t.Helper()
-	h := &Helper{Transport: conf.TransportSocket, Socket: filepath.Join(t.TempDir(), "s"), Timeout: time.Minute}
+	h := &Helper{Transport: config.TransportSocket, Socket: filepath.Join(t.TempDir(), "s"), Timeout: time.Minute}
 	l, err := net.Listen("unix", h.Socket)
 	if err != nil {
 		t.Fatal(err)

@@ -11,7 +11,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/bindgate/bindgate/conf"
+	"github.com/bindgate/bindgate/policy/config"
 	"github.com/bindgate/bindgate/wire"
 )
 
@@ -19,7 +19,7 @@ import (
 // whether it is so. The policy user goes on as he is. Anyone else is refused.
 //
 // The capabilities go with the uid. The bounding set stays, since the setuid helper takes its capabilities from it.
-func become(p *conf.Policy) error {
+func become(p *config.Policy) error {
 	uid, gid, err := lookup(p.User)
 	if err != nil {
 		return err

@@ -11,7 +11,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/bindgate/bindgate/conf"
+	"github.com/bindgate/bindgate/policy/config"
 	"github.com/bindgate/bindgate/wire"
 )
 
@@ -23,7 +23,7 @@ func TestMain(m *testing.M) {
 	if name == "" {
 		os.Exit(m.Run())
 	}
-	p := conf.DefaultPolicy()
+	p := config.DefaultPolicy()
 	p.User, p.Groups = name, []string{"4242"}
 	if err := become(p); err != nil {
 		fmt.Println(wire.AsError(err).Code, err)

@@ -20,6 +20,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/bindgate/bindgate/conf"
+	"github.com/bindgate/bindgate/policy/config"
 	"github.com/bindgate/bindgate/policy/lifecycle"
 	"github.com/bindgate/bindgate/wire"
 )
@@ -33,9 +34,9 @@ type Streams struct {
 // app is one run of the command.
 type app struct {
 	Streams
-	become func(*conf.Policy) error     // give up root, or refuse
-	load   func() (*conf.Policy, error) // policy.toml
-	seam   func(*lifecycle.Options)     // for tests
+	become func(*config.Policy) error     // give up root, or refuse
+	load   func() (*config.Policy, error) // policy.toml
+	seam   func(*lifecycle.Options)       // for tests
 
 	owner    string
 	timeout  time.Duration
@@ -46,12 +47,12 @@ type app struct {
 // session is what a command works with after root was given up.
 type session struct {
 	*lifecycle.Isolator
-	policy *conf.Policy
+	policy *config.Policy
 }
 
 // Main runs the command and returns its exit status.
 func Main(args []string, s Streams) int {
-	a := &app{Streams: s, become: become, load: conf.LoadPolicy}
+	a := &app{Streams: s, become: become, load: config.LoadPolicy}
 	return a.run(args)
 }
 

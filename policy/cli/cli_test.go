@@ -14,7 +14,7 @@ import (
 	"github.com/spf13/cobra"
 	"golang.org/x/sys/unix"
 
-	"github.com/bindgate/bindgate/conf"
+	"github.com/bindgate/bindgate/policy/config"
 	"github.com/bindgate/bindgate/policy/driver"
 	"github.com/bindgate/bindgate/policy/lifecycle"
 	"github.com/bindgate/bindgate/wire"
@@ -23,18 +23,18 @@ import (
 // shell runs commands against a journal in a folder of the test, with a driver and a helper of its own.
 type shell struct {
 	t       *testing.T
-	policy  *conf.Policy
+	policy  *config.Policy
 	driver  *memory
-	become  func(*conf.Policy) error
+	become  func(*config.Policy) error
 	loadErr error
 	stdin   string
 	lastOp  string
 }
 
 func newShell(t *testing.T) *shell {
-	s := &shell{t: t, policy: conf.DefaultPolicy(), driver: &memory{volumes: map[string]map[string]string{}}, become: func(*conf.Policy) error { return nil }}
+	s := &shell{t: t, policy: config.DefaultPolicy(), driver: &memory{volumes: map[string]map[string]string{}}, become: func(*config.Policy) error { return nil }}
 	s.policy.State.Dir = t.TempDir()
-	s.policy.Rules = []conf.Rule{{Volume: "secret", Action: "deny"}, {Action: "allow"}}
+	s.policy.Rules = []config.Rule{{Volume: "secret", Action: "deny"}, {Action: "allow"}}
 	s.policy.Plugins.SocketDirs, s.policy.Plugins.SpecDirs = []string{}, []string{}
 	return s
 }
@@ -48,7 +48,7 @@ type result struct {
 func (s *shell) run(args ...string) result {
 	var out, err bytes.Buffer
 	a := &app{Streams: Streams{In: strings.NewReader(s.stdin), Out: &out, Err: &err}, become: s.become,
-		load: func() (*conf.Policy, error) { return s.policy, s.loadErr },
+		load: func() (*config.Policy, error) { return s.policy, s.loadErr },
 		seam: func(o *lifecycle.Options) {
 			o.Driver = func(string) (driver.Driver, error) { return s.driver, nil }
 			o.Helper = s.helper
@@ -314,13 +314,13 @@ func TestRefusalPrintsTheRuleToPaste(t *testing.T) {
 	if err := json.Unmarshal([]byte(r.out), &c); err != nil || r.status != 77 || c.Allowed || c.Volumes[0].Rule != 0 {
 		t.Errorf("%+v", r)
 	}
-	s.policy.Rules = []conf.Rule{{Action: "allow"}}
+	s.policy.Rules = []config.Rule{{Action: "allow"}}
 	s.ok(&c, "policy", "check", "-v", "a:/a")
 }
 
 func TestNobodyButThePolicyUserGoesOn(t *testing.T) {
 	s := newShell(t)
-	s.become = func(*conf.Policy) error { return wire.Errorf(wire.Denied, "user", "cannot run as uid 1") }
+	s.become = func(*config.Policy) error { return wire.Errorf(wire.Denied, "user", "cannot run as uid 1") }
 	s.stdin = "not read"
 	s.fails(wire.Denied, "prepare", "--container", "x")
 	s.fails(wire.Denied, "status")
@@ -337,7 +337,7 @@ func TestNobodyButThePolicyUserGoesOn(t *testing.T) {
 }
 
 func TestBecome(t *testing.T) {
-	p := conf.DefaultPolicy()
+	p := config.DefaultPolicy()
 	p.User = "no-such-user"
 	if err := become(p); wire.AsError(err).Code != wire.Config {
 		t.Errorf("%v", err)

@@ -11,7 +11,7 @@ import (
 	"github.com/spf13/cobra"
 	"golang.org/x/sys/unix"
 
-	"github.com/bindgate/bindgate/conf"
+	"github.com/bindgate/bindgate/policy/config"
 	"github.com/bindgate/bindgate/policy/lifecycle"
 	"github.com/bindgate/bindgate/policy/spec"
 	"github.com/bindgate/bindgate/wire"
@@ -49,7 +49,7 @@ func (j *jobFlags) add(cmd *cobra.Command, running bool) {
 }
 
 // request reads the job, as the policy user: from the flags, the file or stdin.
-func (a *app) request(j *jobFlags, args []string, p *conf.Policy) (lifecycle.Request, error) {
+func (a *app) request(j *jobFlags, args []string, p *config.Policy) (lifecycle.Request, error) {
 	r := lifecycle.Request{Container: j.container, Parent: j.parent, Rootfs: j.rootfs, Directory: j.directory, Sandbox: j.sandbox,
 		MountsBy: j.mountsBy, ExplicitCreate: j.explicit, Labels: map[string]string{}}
 	for _, l := range j.labels {

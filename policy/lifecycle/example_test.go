@@ -5,7 +5,7 @@ import (
 	"fmt"
 	"os"
 
-	"github.com/bindgate/bindgate/conf"
+	"github.com/bindgate/bindgate/policy/config"
 	"github.com/bindgate/bindgate/policy/driver"
 	"github.com/bindgate/bindgate/policy/lifecycle"
 	"github.com/bindgate/bindgate/policy/spec"
@@ -20,9 +20,9 @@ func Example() {
 		panic(err)
 	}
 	defer os.RemoveAll(dir)
-	policy := conf.DefaultPolicy()
+	policy := config.DefaultPolicy()
 	policy.State.Dir = dir
-	policy.Rules = []conf.Rule{{Driver: "memory", Volume: "data-*", Action: "allow"}}
+	policy.Rules = []config.Rule{{Driver: "memory", Volume: "data-*", Action: "allow"}}
 
 	iso, err := lifecycle.Open(lifecycle.Options{Policy: policy, Owner: "my-agent", Helper: helper, Driver: drivers})
 	if err != nil {

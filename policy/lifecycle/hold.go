@@ -12,7 +12,7 @@ import (
 
 	"github.com/moby/sys/mountinfo"
 
-	"github.com/bindgate/bindgate/conf"
+	"github.com/bindgate/bindgate/policy/config"
 	"github.com/bindgate/bindgate/policy/driver"
 	"github.com/bindgate/bindgate/wire"
 )
@@ -35,7 +35,7 @@ func (iso *Isolator) acquire(ctx context.Context, ref reference, e *entry, expli
 	if err != nil {
 		return err
 	}
-	own := iso.policy.Drivers[e.Driver].Counting == conf.CountContainer
+	own := iso.policy.Drivers[e.Driver].Counting == config.CountContainer
 	h := v.find(ref, own)
 	if h != nil {
 		if h, err = iso.revive(ctx, drv, v, h); err != nil {

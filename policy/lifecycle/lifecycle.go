@@ -21,8 +21,8 @@ import (
 	"sync"
 	"time"
 
-	"github.com/bindgate/bindgate/conf"
 	"github.com/bindgate/bindgate/policy/boundary"
+	"github.com/bindgate/bindgate/policy/config"
 	"github.com/bindgate/bindgate/policy/driver"
 	"github.com/bindgate/bindgate/state"
 	"github.com/bindgate/bindgate/wire"
@@ -36,9 +36,9 @@ const DefaultOwner = "default"
 
 // Options says what an Isolator works with. Policy is required; everything else has a default.
 type Options struct {
-	Policy *conf.Policy // rules, timeouts, drivers, the journal's folder, the way to the helper
-	Owner  string       // the agent whose records these are; "": DefaultOwner
-	Logger *slog.Logger // nil: nothing is logged
+	Policy *config.Policy // rules, timeouts, drivers, the journal's folder, the way to the helper
+	Owner  string         // the agent whose records these are; "": DefaultOwner
+	Logger *slog.Logger   // nil: nothing is logged
 
 	Helper func(context.Context, *wire.Request) (*wire.Reply, error) // how the helper is asked; nil: as Policy says
 	Driver func(name string) (driver.Driver, error)                  // how drivers are found; nil: local and Docker volume plugins, as Policy says
@@ -48,7 +48,7 @@ type Options struct {
 
 // An Isolator does the verbs for one owner. It may be used by several goroutines at once; several Isolators, in several processes, may share a journal.
 type Isolator struct {
-	policy     *conf.Policy
+	policy     *config.Policy
 	owner      string
 	log        *slog.Logger
 	helper     func(context.Context, *wire.Request) (*wire.Reply, error)

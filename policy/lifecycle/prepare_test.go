@@ -9,7 +9,7 @@ import (
 	"testing"
 	"time"
 
-	"github.com/bindgate/bindgate/conf"
+	"github.com/bindgate/bindgate/policy/config"
 	"github.com/bindgate/bindgate/policy/spec"
 	"github.com/bindgate/bindgate/wire"
 )
@@ -112,7 +112,7 @@ func TestRequestIsRefusedBeforeAnythingIsDone(t *testing.T) {
 func TestRulesDecideBeforeAnyDriverIsCalled(t *testing.T) {
 	w := newWorld(t)
 	w.create(t, "a", "secret", "c")
-	w.policy.Rules = []conf.Rule{
+	w.policy.Rules = []config.Rule{
 		{Driver: "fake", Volume: "secret*", Action: "deny"},
 		{Driver: "fake", Volume: "a", Containers: []string{"web-*"}, Owners: []string{"default"}, Modes: []string{"ro"}, Paths: []string{"/data*"}, Action: "allow"},
 	}
@@ -147,7 +147,7 @@ func TestTheRuleThatARefusalPrintsAllowsIt(t *testing.T) {
 		r := Request{Container: "web", Job: &spec.Job{Volumes: []spec.Volume{{Driver: "fake", Name: strings.ReplaceAll(name, "/", "-"), ContainerPath: "/data", Mode: "ro", Scope: "container"}}}}
 		e := want(t, second(iso.Prepare(t.Context(), r)), wire.Denied)
 		_, rule, _ := strings.Cut(e.Hint, "\n")
-		p, err := conf.ParsePolicy([]byte(rule))
+		p, err := config.ParsePolicy([]byte(rule))
 		if err != nil {
 			t.Fatalf("%v in\n%s", err, rule)
 		}
@@ -280,7 +280,7 @@ func TestVolumeIsCreatedUnlessItMustExist(t *testing.T) {
 		"by the request":  func(_ *world, r *Request) { r.ExplicitCreate = true },
 		"by the job":      func(_ *world, r *Request) { r.Job.Volumes[0].ExplicitCreate = true },
 		"by policy.toml":  func(w *world, _ *Request) { w.policy.Volume.ExplicitCreate = true },
-		"by the driver's": func(w *world, _ *Request) { w.policy.Drivers["fake"] = conf.Driver{ExplicitCreate: true} },
+		"by the driver's": func(w *world, _ *Request) { w.policy.Drivers["fake"] = config.Driver{ExplicitCreate: true} },
 	}
 	for name, set := range explicit {
 		t.Run("refused "+name, func(t *testing.T) {
@@ -294,7 +294,7 @@ func TestVolumeIsCreatedUnlessItMustExist(t *testing.T) {
 		})
 	}
 	w := newWorld(t)
-	w.policy.Drivers["fake"] = conf.Driver{Options: map[string]string{"size": "1", "type": "ssd"}}
+	w.policy.Drivers["fake"] = config.Driver{Options: map[string]string{"size": "1", "type": "ssd"}}
 	iso := w.open(t, "")
 	r := request(t, "web", "new:/a", "local//here:/b")
 	r.Job.Volumes[0].Options = map[string]string{"size": "5"}
@@ -446,7 +446,7 @@ func TestInterruptUndoesWhatIsUnderWay(t *testing.T) {
 func TestMountThatDoesNotAnswerIsGivenUpWithWhatItWas(t *testing.T) {
 	w := newWorld(t)
 	w.create(t, "a", "b")
-	w.policy.Drivers["fake"] = conf.Driver{Timeouts: conf.Timeouts{Mount: 50 * time.Millisecond}}
+	w.policy.Drivers["fake"] = config.Driver{Timeouts: config.Timeouts{Mount: 50 * time.Millisecond}}
 	iso := w.open(t, "")
 	_, release := w.hang("mount fake/a")
 	e := want(t, second(iso.Prepare(t.Context(), request(t, "web", "a:/a", "b:/b"))), wire.Timeout, "mount volume fake/a", "did not answer within")
@@ -487,7 +487,7 @@ func TestMountThatDoesNotAnswerIsGivenUpWithWhatItWas(t *testing.T) {
 func TestMountThatCompletesLaterIsUnmountedByRecover(t *testing.T) {
 	w := newWorld(t)
 	w.create(t, "a")
-	w.policy.Drivers["fake"] = conf.Driver{Timeouts: conf.Timeouts{Mount: 50 * time.Millisecond}}
+	w.policy.Drivers["fake"] = config.Driver{Timeouts: config.Timeouts{Mount: 50 * time.Millisecond}}
 	first, err := w.isolator("")
 	if err != nil {
 		t.Fatal(err)

@@ -4,7 +4,7 @@ import (
 	"fmt"
 	"strings"
 
-	"github.com/bindgate/bindgate/conf"
+	"github.com/bindgate/bindgate/policy/config"
 	"github.com/bindgate/bindgate/wire"
 )
 
@@ -15,7 +15,7 @@ type use struct {
 }
 
 // decide returns the number of the rule that decides about u, from 1, and whether it allows; 0 where none matches, which denies.
-func decide(rules []conf.Rule, u use) (n int, allowed bool) {
+func decide(rules []config.Rule, u use) (n int, allowed bool) {
 	for i, r := range rules {
 		if matches(r, u) {
 			return i + 1, r.Action == "allow"
@@ -24,7 +24,7 @@ func decide(rules []conf.Rule, u use) (n int, allowed bool) {
 	return 0, false
 }
 
-func matches(r conf.Rule, u use) bool {
+func matches(r config.Rule, u use) bool {
 	one := func(pattern, s string) bool { return pattern == "" || glob(pattern, s) }
 	any := func(patterns []string, s string) bool {
 		for _, p := range patterns {

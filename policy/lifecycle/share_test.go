@@ -8,7 +8,7 @@ import (
 	"sync"
 	"testing"
 
-	"github.com/bindgate/bindgate/conf"
+	"github.com/bindgate/bindgate/policy/config"
 	"github.com/bindgate/bindgate/wire"
 )
 
@@ -41,7 +41,7 @@ func TestOneMountAndOneUnmountWithTheSameIDForManyContainers(t *testing.T) {
 func TestCountingByContainerMountsForEach(t *testing.T) {
 	w := newWorld(t)
 	w.create(t, "a")
-	w.policy.Drivers["fake"] = conf.Driver{Counting: conf.CountContainer}
+	w.policy.Drivers["fake"] = config.Driver{Counting: config.CountContainer}
 	iso := w.open(t, "")
 	for _, id := range []string{"c1", "c2"} {
 		ok[*Prepared](t)(iso.Prepare(t.Context(), request(t, id, "a:/a")))
@@ -173,7 +173,7 @@ func TestPrepareCancelsAPendingUnmount(t *testing.T) {
 func TestUnmountThatDoesNotAnswerIsPendingAndAskedAgainFirst(t *testing.T) {
 	w := newWorld(t)
 	w.create(t, "a")
-	w.policy.Drivers["fake"] = conf.Driver{Timeouts: conf.Timeouts{Unmount: 1}}
+	w.policy.Drivers["fake"] = config.Driver{Timeouts: config.Timeouts{Unmount: 1}}
 	iso := w.open(t, "")
 	ok[*Prepared](t)(iso.Prepare(t.Context(), request(t, "web", "a:/a")))
 	_, release := w.hang("unmount")
@@ -185,7 +185,7 @@ func TestUnmountThatDoesNotAnswerIsPendingAndAskedAgainFirst(t *testing.T) {
 	release()
 	<-done // it was unmounted after all, and nobody noticed
 	w.off()
-	w.policy.Drivers["fake"] = conf.Driver{}
+	w.policy.Drivers["fake"] = config.Driver{}
 	p := ok[*Prepared](t)(iso.Prepare(t.Context(), request(t, "db", "a:/a")))
 	if _, err := os.Stat(p.Volumes[0].Mountpoint); err != nil {
 		t.Errorf("the volume is not mounted: %v", err)
@@ -323,7 +323,7 @@ func TestVolumeCommands(t *testing.T) {
 func TestRulesHoldForVolumeCommands(t *testing.T) {
 	w := newWorld(t)
 	w.create(t, "ro", "rw", "job")
-	w.policy.Rules = []conf.Rule{
+	w.policy.Rules = []config.Rule{
 		{Driver: "fake", Volume: "ro", Modes: []string{"ro"}, Action: "allow"},
 		{Driver: "fake", Volume: "rw", Modes: []string{"rw"}, Containers: []string{"*"}, Action: "allow"},
 		{Driver: "fake", Volume: "job", Containers: []string{"web-*"}, Action: "allow"},
@@ -345,7 +345,7 @@ func TestRulesHoldForVolumeCommands(t *testing.T) {
 
 func TestPolicyCheckSaysWhichRuleAndDoesNothing(t *testing.T) {
 	w := newWorld(t)
-	w.policy.Rules = []conf.Rule{{Volume: "x", Action: "deny"}, {Containers: []string{"web"}, Action: "allow"}}
+	w.policy.Rules = []config.Rule{{Volume: "x", Action: "deny"}, {Containers: []string{"web"}, Action: "allow"}}
 	iso := w.open(t, "")
 	out, err := iso.PolicyCheck(request(t, "web", "x:/x", "y:/y"))
 	want(t, err, wire.Denied)

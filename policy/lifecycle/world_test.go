@@ -17,7 +17,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/bindgate/bindgate/conf"
+	"github.com/bindgate/bindgate/policy/config"
 	"github.com/bindgate/bindgate/policy/driver"
 	"github.com/bindgate/bindgate/policy/spec"
 	"github.com/bindgate/bindgate/wire"
@@ -27,7 +27,7 @@ import (
 // the kernel's do.
 type world struct {
 	dir    string
-	policy *conf.Policy
+	policy *config.Policy
 	boot   string
 
 	mu sync.Mutex
@@ -49,12 +49,12 @@ func newWorld(t *testing.T) *world {
 }
 
 func openWorld(dir string) *world {
-	w := &world{dir: dir, policy: conf.DefaultPolicy(), boot: "boot-1", busy: map[string]bool{}}
+	w := &world{dir: dir, policy: config.DefaultPolicy(), boot: "boot-1", busy: map[string]bool{}}
 	w.policy.State.Dir = filepath.Join(dir, "journal")
 	w.policy.Volume.DefaultDriver = "fake"
 	w.policy.Plugins.SocketDirs, w.policy.Plugins.SpecDirs = []string{}, []string{}
-	w.policy.Rules = []conf.Rule{{Action: "allow"}}
-	w.policy.Drivers = map[string]conf.Driver{}
+	w.policy.Rules = []config.Rule{{Action: "allow"}}
+	w.policy.Drivers = map[string]config.Driver{}
 	return w
 }
 

@@ -1,4 +1,6 @@
-package conf
+// Package config is policy.toml: what the unprivileged side decides. It is no part of the boundary, so it lives outside the rooms whose lines a security team counts; how the file is read, and who may own
+// it, is conf's.
+package config
 
 import (
 	"cmp"
@@ -6,6 +8,7 @@ import (
 	"slices"
 	"time"
 
+	"github.com/bindgate/bindgate/conf"
 	"github.com/bindgate/bindgate/wire"
 )
 
@@ -82,9 +85,9 @@ type Rule struct {
 
 // DefaultPolicy returns the configuration of an empty policy.toml.
 func DefaultPolicy() *Policy {
-	p := &Policy{User: User()}
-	p.Helper.Transport, p.Helper.Path, p.Helper.Socket = TransportExec, HelperPath(), HelperSocket()
-	p.State.Dir = JournalDir()
+	p := &Policy{User: conf.User()}
+	p.Helper.Transport, p.Helper.Path, p.Helper.Socket = TransportExec, conf.HelperPath(), conf.HelperSocket()
+	p.State.Dir = conf.JournalDir()
 	p.Volume.DefaultDriver = "local"
 	p.Timeouts = Timeouts{Mount: 120 * time.Second, Unmount: 600 * time.Second, Call: 60 * time.Second, Helper: 30 * time.Second}
 	p.Plugins.SocketDirs = []string{"/run/docker/plugins"}
@@ -95,7 +98,7 @@ func DefaultPolicy() *Policy {
 // LoadPolicy reads and validates the policy.toml of the installation, under the same rules for its owner as helper.toml. Errors have the code config.
 func LoadPolicy() (*Policy, error) {
 	p := DefaultPolicy()
-	if err := load(PolicyTOML(), p); err != nil {
+	if err := conf.Load(conf.PolicyTOML(), p); err != nil {
 		return nil, err
 	}
 	return p, p.validate()
@@ -104,7 +107,7 @@ func LoadPolicy() (*Policy, error) {
 // ParsePolicy is LoadPolicy without the file.
 func ParsePolicy(data []byte) (*Policy, error) {
 	p := DefaultPolicy()
-	if err := parse("policy.toml", data, p); err != nil {
+	if err := conf.Parse("policy.toml", data, p); err != nil {
 		return nil, err
 	}
 	return p, p.validate()
@@ -112,31 +115,31 @@ func ParsePolicy(data []byte) (*Policy, error) {
 
 func (p *Policy) validate() error {
 	if t := p.Helper.Transport; t != TransportExec && t != TransportSocket {
-		return bad("helper.transport", t, "exec or socket")
+		return conf.Bad("helper.transport", t, "exec or socket")
 	}
 	for _, path := range []string{p.Helper.Path, p.Helper.Socket, p.State.Dir} {
 		if q, err := wire.ParsePath(path); err != nil || !q.Absolute {
-			return bad("a path", path, "absolute")
+			return conf.Bad("a path", path, "absolute")
 		}
 	}
 	timeouts := map[string]Timeouts{"timeouts": p.Timeouts}
 	for name, d := range p.Drivers {
 		if d.Counting != "" && d.Counting != CountVolume && d.Counting != CountContainer {
-			return bad("driver."+name+".counting", d.Counting, "volume or container")
+			return conf.Bad("driver."+name+".counting", d.Counting, "volume or container")
 		}
 		timeouts["driver."+name+".timeouts"] = d.Timeouts
 	}
 	for where, t := range timeouts {
 		if s := []time.Duration{t.Mount, t.Unmount, t.Call, t.Helper}; slices.Min(s) < 0 || where == "timeouts" && slices.Min(s) == 0 {
-			return bad(where, slices.Min(s), "positive durations such as \"120s\"")
+			return conf.Bad(where, slices.Min(s), "positive durations such as \"120s\"")
 		}
 	}
 	for i, r := range p.Rules {
 		if r.Action != "allow" && r.Action != "deny" {
-			return bad(fmt.Sprintf("the action of rule %d", i+1), r.Action, "allow or deny")
+			return conf.Bad(fmt.Sprintf("the action of rule %d", i+1), r.Action, "allow or deny")
 		}
 		if slices.ContainsFunc(r.Modes, func(m string) bool { return m != wire.ModeRO && m != wire.ModeRW }) {
-			return bad(fmt.Sprintf("modes of rule %d", i+1), r.Modes, "ro or rw")
+			return conf.Bad(fmt.Sprintf("modes of rule %d", i+1), r.Modes, "ro or rw")
 		}
 	}
 	return nil
