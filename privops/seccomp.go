@@ -8,12 +8,11 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// arch is what differs: the architecture as the filter sees it, the numbers of fstatat and poll, and what the runtime adds when it makes a thread.
+// arch is what differs: the architecture as the filter sees it, what the runtime adds when it makes a thread, and the number of fstatat.
 var arch = map[string]struct {
-	audit         uint32
-	fstatat, poll int
-	thread        uint32
-}{"amd64": {unix.AUDIT_ARCH_X86_64, 262, 7, unix.CLONE_SETTLS}, "arm64": {unix.AUDIT_ARCH_AARCH64, 79, unix.SYS_PPOLL, 0}}[runtime.GOARCH]
+	audit, thread uint32
+	fstatat       int
+}{"amd64": {unix.AUDIT_ARCH_X86_64, unix.CLONE_SETTLS, 262}, "arm64": {unix.AUDIT_ARCH_AARCH64, 0, 79}}[runtime.GOARCH]
 
 // The system calls that may be made after step 5, each with who needs it. Everything else answers ENOSYS, since a later Go runtime may probe for what this one does not know; what only an
 // attacker would want kills the process. SECURITY.md lists the privileged ones; a test compares.
@@ -33,7 +32,7 @@ var allowed = []struct {
 	{unix.SYS_OPENAT2, "sources, roots: resolution in the kernel"}, {unix.SYS_FSTAT, "files"}, {arch.fstatat, "files"}, {unix.SYS_STATX, "unique mount ids"}, {unix.SYS_FCNTL, "locks, duplicates"},
 	{unix.SYS_FSYNC, "records"}, {unix.SYS_GETDENTS64, "volumes, records, tasks, holders"}, {unix.SYS_LSEEK, "os.File: directories"}, {unix.SYS_READLINKAT, "links in containers; ledger index"},
 	{unix.SYS_MKDIRAT, "mountpoints, volumes"}, {unix.SYS_UNLINKAT, "what was made"}, {unix.SYS_RENAMEAT, "records"}, {unix.SYS_RENAMEAT2, "volumes"}, {unix.SYS_SYMLINKAT, "ledger index"},
-	{unix.SYS_FCHMOD, "volumes"}, {unix.SYS_FCHOWN, "volumes"}, {unix.SYS_FSTATFS, "query: sizes"}, {arch.poll, "deadline, liveness"},
+	{unix.SYS_FCHMOD, "volumes"}, {unix.SYS_FCHOWN, "volumes"}, {unix.SYS_FSTATFS, "query: sizes"}, {unix.SYS_PPOLL, "deadline, liveness"},
 	// privileged
 	{unix.SYS_PIDFD_OPEN, "target"}, {unix.SYS_SETNS, "enter"}, {unix.SYS_UNSHARE, "enter, stage"}, {unix.SYS_STATMOUNT, "mounts by id"}, {unix.SYS_LISTMOUNT, "mounts by id"},
 	{unix.SYS_OPEN_BY_HANDLE_AT, "a namespace by its id; without CAP_DAC_READ_SEARCH it opens no file"}, {unix.SYS_OPEN_TREE, "attach"}, {unix.SYS_MOUNT_SETATTR, "attach"},

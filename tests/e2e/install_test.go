@@ -9,6 +9,7 @@ import (
 	"testing"
 
 	"github.com/bindgate/bindgate/conf"
+	"github.com/bindgate/bindgate/policy/config"
 	"github.com/bindgate/bindgate/tests/harness"
 )
 
@@ -64,9 +65,9 @@ func TestInstall(t *testing.T) {
 		if !reflect.DeepEqual(shipped, defaults) {
 			t.Errorf("helper.toml is\n%+v\nwant\n%+v", shipped, defaults)
 		}
-		policy, err := conf.ParsePolicy([]byte(h.ReadFile(at + "/etc/bindgate/policy.toml")))
-		if err != nil || !reflect.DeepEqual(policy, conf.DefaultPolicy()) {
-			t.Errorf("policy.toml is\n%+v (%v)\nwant\n%+v", policy, err, conf.DefaultPolicy())
+		policy, err := config.ParsePolicy([]byte(h.ReadFile(at + "/etc/bindgate/policy.toml")))
+		if err != nil || !reflect.DeepEqual(policy, config.DefaultPolicy()) {
+			t.Errorf("policy.toml is\n%+v (%v)\nwant\n%+v", policy, err, config.DefaultPolicy())
 		}
 
 		// What the operator wrote stays; so does somebody else's dvdcli.
