@@ -1,6 +1,7 @@
 package conf
 
 import (
+	"cmp"
 	"slices"
 
 	"github.com/bindgate/bindgate/wire"
@@ -45,10 +46,7 @@ type Source struct {
 }
 
 // Values of mounts.lock: lock the attributes of every attach, or only of those into containers in a user namespace of their own.
-const (
-	LockAlways = "always"
-	LockUserns = "userns"
-)
+const LockAlways, LockUserns = "always", "userns"
 
 // DefaultHelper returns the configuration of an empty helper.toml: no source, no target rule, so nothing can be attached.
 func DefaultHelper() *Helper {
@@ -67,19 +65,13 @@ func DefaultHelper() *Helper {
 // LoadHelper reads and validates helper.toml. It is refused, with the code config, if it or a folder above it is not root's alone, if it holds an unknown key, or a value out of range.
 func LoadHelper() (*Helper, error) {
 	h := DefaultHelper()
-	if err := Load(HelperTOML(), h); err != nil {
-		return nil, err
-	}
-	return h, h.validate()
+	return h, cmp.Or(Load(HelperTOML(), h), h.validate())
 }
 
 // ParseHelper is LoadHelper without the file.
 func ParseHelper(data []byte) (*Helper, error) {
 	h := DefaultHelper()
-	if err := Parse("helper.toml", data, h); err != nil {
-		return nil, err
-	}
-	return h, h.validate()
+	return h, cmp.Or(Parse("helper.toml", data, h), h.validate())
 }
 
 func (h *Helper) validate() error {

@@ -17,14 +17,12 @@ func User() string    { return user }
 func Version() string { return version }
 
 // The paths of the installation.
-func Prefix() string       { return prefix }
 func HelperPath() string   { return prefix + "/libexec/bindgate/bindgate-helper" }
 func HelperTOML() string   { return sysconfdir + "/bindgate/helper.toml" }
 func PolicyTOML() string   { return sysconfdir + "/bindgate/policy.toml" }
 func RunDir() string       { return rundir + "/bindgate" }
-func LedgerDir() string    { return rundir + "/bindgate/ledger" }      // the helper's records; root's, 0700
-func HelperSocket() string { return rundir + "/bindgate/helper.sock" } // where systemd listens for the socket transport
-func StateDir() string     { return localstatedir + "/lib/bindgate" }  // what outlives a boot
-func JournalDir() string   { return StateDir() + "/journal" }          // the policy process' records; its user's, 0700
-func VolumesDir() string   { return StateDir() + "/volumes" }          // the local driver's volumes; root's, 0700
+func LedgerDir() string    { return rundir + "/bindgate/ledger" }             // the helper's records; root's, 0700
+func HelperSocket() string { return rundir + "/bindgate/helper.sock" }        // where systemd listens for the socket transport
+func JournalDir() string   { return localstatedir + "/lib/bindgate/journal" } // the policy process' records; its user's, 0700
+func VolumesDir() string   { return localstatedir + "/lib/bindgate/volumes" } // the local driver's volumes; root's, 0700
 func AuditFile() string    { return localstatedir + "/log/bindgate/audit.jsonl" }

@@ -93,9 +93,7 @@ func (s *session) commit(r *wire.Request, target *namespace.Target, list []*priv
 			a.Undo(s.host)
 		}
 		s.ledger.WriteNS(before) // where the disk is full the record keeps naming mounts of which the kernel knows better
-		if !slices.ContainsFunc(before.Mounts, func(m state.LedgerMount) bool { return m.IsOf(s.caller.uid, r.Owner, r.Container) }) {
-			s.ledger.Leave(s.caller.uid, r.Owner, r.Container)
-		}
+		s.leave(s.caller.uid, r, before)
 	}()
 	check(s.ledger.Enter(s.caller.uid, r.Owner, r.Container, target.NS.ID))
 	check(s.ledger.WriteNS(record))

@@ -1,7 +1,6 @@
 package main
 
 import (
-	"errors"
 	"os/user"
 	"path"
 	"strconv"
@@ -39,12 +38,11 @@ func openAudit(s *session) *audit {
 	check(conf.RootOwned(dir, path.Dir(name)))
 	const flags = unix.O_WRONLY | unix.O_APPEND | unix.O_NOFOLLOW | unix.O_NONBLOCK | unix.O_CLOEXEC
 	fd, err := unix.Openat(dir, path.Base(name), flags, 0)
-	if errors.Is(err, unix.ENOENT) {
-		if fd, err = unix.Openat(dir, path.Base(name), flags|unix.O_CREAT, 0o640); err == nil {
-			if adm, e := user.LookupGroup("adm"); e == nil {
-				gid, _ := strconv.Atoi(adm.Gid)
-				unix.Fchown(fd, 0, gid)
-			}
+	if err == unix.ENOENT {
+		fd, err = unix.Openat(dir, path.Base(name), flags|unix.O_CREAT, 0o640)
+		if adm, e := user.LookupGroup("adm"); err == nil && e == nil {
+			gid, _ := strconv.Atoi(adm.Gid)
+			unix.Fchown(fd, 0, gid)
 		}
 	}
 	namespace.Check(err, wire.Config, "audit", "cannot open the audit log %s", name)

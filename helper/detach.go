@@ -36,12 +36,15 @@ func (s *session) detach(r *wire.Request) []wire.Fields {
 		}
 		wanted = append(wanted, w)
 	}
-	defer func() {
-		if !slices.ContainsFunc(record.Mounts, mine) {
-			s.ledger.Leave(uid, r.Owner, r.Container)
-		}
-	}()
+	defer s.leave(uid, r, record)
 	return s.drop(record, r.Lazy, func(m state.LedgerMount) bool { return mine(m) && (wanted == nil || slices.Contains(wanted, m.Target)) })
+}
+
+// leave removes the index entry of a container of which the record has nothing any more.
+func (s *session) leave(uid uint32, r *wire.Request, record *state.LedgerRecord) {
+	if !slices.ContainsFunc(record.Mounts, func(m state.LedgerMount) bool { return m.IsOf(uid, r.Owner, r.Container) }) {
+		s.ledger.Leave(uid, r.Owner, r.Container)
+	}
 }
 
 // drop detaches the mounts of a record that which names, the last attached first, and takes those that are gone from the record, also when a later one fails. The caller holds the record's lock. A record

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"errors"
 	"os"
 	"os/user"
@@ -51,10 +52,7 @@ func startClean() {
 		if l.Cur = l.Max; l.Max < min || min == 0 { // raising a hard limit needs CAP_SYS_RESOURCE, which root may lack
 			l.Cur, l.Max = min, min
 		}
-		if err == nil {
-			err = unix.Setrlimit(resource, &l)
-		}
-		namespace.Check(err, wire.System, "start", "cannot run with the resource limit %d (see getrlimit(2)) that the caller set", resource)
+		namespace.Check(cmp.Or(err, unix.Setrlimit(resource, &l)), wire.System, "start", "cannot run with the resource limit %d (see getrlimit(2)) that the caller set", resource)
 	}
 	time.AfterFunc(runDeadline, func() { // like a crash at this instruction: what is recorded is finished or undone by the next sweep
 		if finished.Load() {
@@ -70,20 +68,14 @@ func hasEnvironment() bool {
 	if env := os.Environ(); !slices.Equal(env, []string{"GOTRACEBACK=none"}) {
 		return len(env) > 0
 	}
-	fd, err := unix.Open("/proc/self/environ", unix.O_RDONLY|unix.O_CLOEXEC, 0)
-	n := 1
-	if err == nil {
-		n, err = unix.Read(fd, make([]byte, 1))
-		unix.Close(fd)
-	}
-	return n != 0 || err != nil
+	passed, err := os.ReadFile("/proc/self/environ")
+	return len(passed) > 0 || err != nil
 }
 
 // A caller is who started us, or who is at the other end of our own socket.
 type caller struct {
 	uid, gid uint32
 	pid      int
-	socket   bool
 }
 
 // becomeRoot notes the caller and becomes uid 0 in all three ids, so that the caller, which had our real uid, can neither signal nor stop us. Peer credentials count only if root started us, since anybody
@@ -99,7 +91,7 @@ func becomeRoot() caller {
 	}
 	if c.uid == 0 {
 		if peer, err := unix.GetsockoptUcred(0, unix.SOL_SOCKET, unix.SO_PEERCRED); err == nil {
-			c = caller{uid: peer.Uid, gid: peer.Gid, pid: int(peer.Pid), socket: true}
+			c = caller{uid: peer.Uid, gid: peer.Gid, pid: int(peer.Pid)}
 		}
 	}
 	// Groups are given up by this thread alone: it is the one that opens and makes files.
@@ -117,9 +109,6 @@ func becomeRoot() caller {
 
 // open opens the ledger and the audit log as descriptors: after a container was entered, paths are the container's.
 func (s *session) open() {
-	if s.caller.socket {
-		s.host.RefuseCaller(s.caller.pid)
-	}
 	fd, _, err := conf.OpenTrusted(conf.LedgerDir(), unix.O_PATH|unix.O_DIRECTORY)
 	if errors.Is(err, unix.ENOENT) { // the first run of a boot, without systemd-tmpfiles
 		unix.Mkdir(conf.RunDir(), 0o755)

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"strconv"
 	"strings"
 
@@ -33,13 +34,7 @@ func (s *session) volume(r *wire.Request) []wire.Fields {
 		v.Remove(r.Name)
 		return nil
 	case wire.OpCreateVolume:
-		value := func(n *uint32, otherwise uint32) uint32 {
-			if n == nil {
-				return otherwise
-			}
-			return *n
-		}
-		created = v.Create(r.Name, value(r.Mode, 0o755), value(r.UID, 0), value(r.GID, 0))
+		created = v.Create(r.Name, *cmp.Or(r.Mode, new(uint32(0o755))), *cmp.Or(r.UID, new(uint32)), *cmp.Or(r.GID, new(uint32)))
 	}
 	vol, ok := v.Get(r.Name)
 	namespace.DieIf(!ok, wire.Errorf(wire.VolumeNotFound, "volume", "cannot find the local volume %s", r.Name))

@@ -33,12 +33,12 @@ func Must[T any](v T, err error) func(code wire.Code, stage, format string, args
 // Try runs f and returns the error that ended it.
 func Try(f func()) (err error) {
 	defer func() {
-		if r := recover(); r != nil {
-			e, ok := r.(*wire.Error)
-			if !ok {
-				e = wire.Errorf(wire.Internal, "internal", "cannot go on: %v", r)
-			}
-			err = e
+		switch r := recover().(type) {
+		case nil:
+		case error:
+			err = wire.AsError(r)
+		default:
+			err = wire.Errorf(wire.Internal, "internal", "cannot go on: %v", r)
 		}
 	}()
 	f()

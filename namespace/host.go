@@ -24,9 +24,9 @@ type Host struct {
 
 type identity struct{ dev, ino uint64 }
 
-// OpenHost pins the host's side. Where pid 1 may not be read even by root, because it has more capabilities than we can have, pid 2 stands for it if it is a kernel thread, since those are in the first
+// OpenHost pins the host's side, and the mount namespace of the caller, which is known by its pid if it is not our parent. Where pid 1 may not be read even by root, because it has more capabilities than we can have, pid 2 stands for it if it is a kernel thread, since those are in the first
 // mount namespace (FACTS 19). Dies of config, namespace_host.
-func OpenHost() *Host {
+func OpenHost(caller int) *Host {
 	const flags = unix.O_PATH | unix.O_DIRECTORY | unix.O_CLOEXEC | unix.O_NOFOLLOW
 	h := &Host{Proc: Must(unix.Open("/proc", flags, 0))(wire.System, "host", "cannot open /proc")}
 	var fs unix.Statfs_t
@@ -45,14 +45,11 @@ func OpenHost() *Host {
 	}
 	root := at(first + "/root")
 	h.mounts, h.root = []uint64{at(first + "/ns/mnt").Ino, at("self/ns/mnt").Ino}, identity{root.Dev, root.Ino}
+	if st, err := h.stat(strconv.Itoa(caller) + "/ns/mnt"); err == nil { // or else it has ended, or started us from a pid namespace that we cannot see
+		h.mounts = append(h.mounts, st.Ino)
+	}
 	h.cgroupOK = at(first+"/ns/cgroup").Ino == at("self/ns/cgroup").Ino
 	return h
-}
-
-// RefuseCaller adds the mount namespace of a caller that is not our parent, so known by its pid only, to those that are refused.
-func (h *Host) RefuseCaller(pid int) {
-	st := Must(h.stat(strconv.Itoa(pid)+"/ns/mnt"))(wire.NamespaceGone, "caller", "cannot find the mount namespace of the caller, pid %d", pid)
-	h.mounts = append(h.mounts, st.Ino)
 }
 
 // Exe returns the executable of a process, for the audit log; "" if it cannot be told.

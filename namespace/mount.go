@@ -27,16 +27,14 @@ type mntIDReq struct {
 }
 
 const (
-	statmountSBBasic  = 0x1
-	statmountMntBasic = 0x2
-	statmountPoint    = 0x10
-	statmountFSType   = 0x20
-	statmountHeader   = 512 // bytes before the strings
+	statmountPoint, statmountFSType = 0x10, 0x20
+	statmountWanted                 = 0x1 | 0x2 | statmountPoint | statmountFSType // SB_BASIC, MNT_BASIC
+	statmountHeader                 = 512                                          // bytes before the strings
 )
 
 // StatMount describes the mount with this unique id in the namespace with this id; 0 is the calling thread's. ENOENT: there is no such mount in it.
 func StatMount(id, nsID uint64) (Mount, error) {
-	req := mntIDReq{size: uint32(unsafe.Sizeof(mntIDReq{})), mntID: id, param: statmountSBBasic | statmountMntBasic | statmountPoint | statmountFSType, nsID: nsID}
+	req := mntIDReq{size: uint32(unsafe.Sizeof(mntIDReq{})), mntID: id, param: statmountWanted, nsID: nsID}
 	buf := make([]byte, statmountHeader+unix.PathMax)
 	if _, _, e := unix.Syscall6(unix.SYS_STATMOUNT, uintptr(unsafe.Pointer(&req)), uintptr(unsafe.Pointer(&buf[0])), uintptr(len(buf)), 0, 0, 0); e != 0 {
 		return Mount{}, e

@@ -113,8 +113,7 @@ func (t *Target) mappedRoot(h *Host, file string) int {
 			return int(Must(strconv.ParseUint(f[1], 10, 32))(wire.System, "target", "cannot read %s of pid %d", file, t.PID))
 		}
 	}
-	Die(wire.Errorf(wire.TargetForbidden, "target", "cannot attach into pid %d: its user namespace has no root user (%s maps no 0)", t.PID, file))
-	return -1
+	panic(wire.Errorf(wire.TargetForbidden, "target", "cannot attach into pid %d: its user namespace has no root user (%s maps no 0)", t.PID, file))
 }
 
 // startTime returns field 22 of /proc/PID/stat: clock ticks since boot; 0 if it cannot be told. The command before it may hold spaces and parentheses.
@@ -129,17 +128,15 @@ func (h *Host) startTime(dir string) (ticks uint64) {
 // MatchCgroups decides a target rule from the text of /proc/PID/cgroup (cgroups(7)): in at least one hierarchy, and in every hierarchy where the process is not at the root, its path is one of rules or
 // lies below one, by whole components. A process at the root of them all matches nothing, and a ".." is a cgroup outside our view (T41).
 func MatchCgroups(text string, rules []string) bool {
-	matched := false
+	matched, elsewhere := 0, 0
 	for line := range strings.Lines(text) {
 		f := strings.SplitN(strings.TrimSuffix(line, "\n"), ":", 3)
-		if len(f) == 3 && f[2] == "/" {
-			continue
-		}
 		path, err := wire.ParsePath(f[len(f)-1])
-		matched = len(f) == 3 && err == nil && slices.ContainsFunc(wire.ParsePaths(rules), func(r wire.Path) bool { return len(r.Components) > 0 && r.Contains(path) })
-		if !matched {
-			return false
+		if len(f) == 3 && err == nil && slices.ContainsFunc(wire.ParsePaths(rules), func(r wire.Path) bool { return len(r.Components) > 0 && r.Contains(path) }) {
+			matched++
+		} else if len(f) != 3 || f[2] != "/" {
+			elsewhere++
 		}
 	}
-	return matched
+	return matched > 0 && elsewhere == 0
 }

@@ -97,8 +97,7 @@ func CheckStatus(status string, working bool) error {
 // Confine leaves the calling thread what op needs.
 func Confine(op string) {
 	c := mountCaps
-	switch op {
-	case wire.OpCreateVolume, wire.OpRemoveVolume, wire.OpListVolumes:
+	if op == wire.OpCreateVolume || op == wire.OpRemoveVolume || op == wire.OpListVolumes {
 		c = volumeCaps
 	}
 	namespace.Check(capset(c, syscall.RawSyscall), wire.System, "capabilities", "cannot drop the capabilities that %s does not need", op)

@@ -1,6 +1,7 @@
 package privops
 
 import (
+	"cmp"
 	"slices"
 	"strconv"
 	"strings"
@@ -105,11 +106,9 @@ func unmount(h *namespace.Host, fd int) error {
 func Statfs(ns namespace.NS, m namespace.Mount) (fs unix.Statfs_t, err error) {
 	ns.Enter()
 	fd, err := openPoint(m)
-	if err != nil {
-		return fs, err
-	}
 	defer unix.Close(fd)
-	if id, _, err := namespace.MountOf(fd); err != nil || id != m.ID {
+	id, _, e := namespace.MountOf(fd)
+	if cmp.Or(err, e) != nil || id != m.ID {
 		return fs, unix.EBUSY
 	}
 	return fs, unix.Fstatfs(fd, &fs)

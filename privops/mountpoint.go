@@ -284,10 +284,7 @@ func (m *Mountpoint) Make() {
 				flags |= unix.O_DIRECTORY
 				err = unix.Mkdirat(m.fd, name, 0o755)
 			} else {
-				var fd int
-				if fd, err = unix.Openat(m.fd, name, unix.O_CREAT|unix.O_EXCL|unix.O_WRONLY|unix.O_CLOEXEC, 0o644); err == nil {
-					unix.Close(fd)
-				}
+				err = unix.Mknodat(m.fd, name, unix.S_IFREG|0o644, 0)
 			}
 			at := m.names[:len(m.here())+1]
 			if err != unix.EEXIST || !m.dir && last {

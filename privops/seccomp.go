@@ -1,6 +1,7 @@
 package privops
 
 import (
+	"cmp"
 	"runtime"
 	"slices"
 	"unsafe"
@@ -31,7 +32,7 @@ var allowed = []struct {
 	{unix.SYS_READ, "request, configuration, procfs, records"}, {unix.SYS_WRITE, "reply, records, audit"}, {unix.SYS_CLOSE, "files"}, {unix.SYS_OPENAT, "files"},
 	{unix.SYS_OPENAT2, "sources, roots: resolution in the kernel"}, {unix.SYS_FSTAT, "files"}, {arch.fstatat, "files"}, {unix.SYS_STATX, "unique mount ids"}, {unix.SYS_FCNTL, "locks, duplicates"},
 	{unix.SYS_FSYNC, "records"}, {unix.SYS_GETDENTS64, "volumes, records, tasks, holders"}, {unix.SYS_LSEEK, "os.File: directories"}, {unix.SYS_READLINKAT, "links in containers; ledger index"},
-	{unix.SYS_MKDIRAT, "mountpoints, volumes"}, {unix.SYS_UNLINKAT, "what was made"}, {unix.SYS_RENAMEAT, "records"}, {unix.SYS_RENAMEAT2, "volumes"}, {unix.SYS_SYMLINKAT, "ledger index"},
+	{unix.SYS_MKDIRAT, "mountpoints, volumes"}, {unix.SYS_MKNODAT, "mountpoints that are files"}, {unix.SYS_UNLINKAT, "what was made"}, {unix.SYS_RENAMEAT, "records"}, {unix.SYS_RENAMEAT2, "volumes"}, {unix.SYS_SYMLINKAT, "ledger index"},
 	{unix.SYS_FCHMOD, "volumes"}, {unix.SYS_FCHOWN, "volumes"}, {unix.SYS_FSTATFS, "query: sizes"}, {unix.SYS_PPOLL, "deadline, liveness"},
 	// privileged
 	{unix.SYS_PIDFD_OPEN, "target"}, {unix.SYS_SETNS, "enter"}, {unix.SYS_UNSHARE, "enter, stage"}, {unix.SYS_STATMOUNT, "mounts by id"}, {unix.SYS_LISTMOUNT, "mounts by id"},
@@ -60,13 +61,10 @@ func filterSyscalls() error {
 	prog := program()
 	fprog := unix.SockFprog{Len: uint16(len(prog)), Filter: &prog[0]}
 	tid, _, e := unix.RawSyscall(unix.SYS_SECCOMP, unix.SECCOMP_SET_MODE_FILTER, unix.SECCOMP_FILTER_FLAG_TSYNC, uintptr(unsafe.Pointer(&fprog)))
-	if e == 0 && tid != 0 {
-		e = unix.ESRCH // a thread that could not be synchronised
+	if e == 0 && tid == 0 {
+		return nil
 	}
-	if e != 0 {
-		return e
-	}
-	return nil
+	return cmp.Or(e, unix.ESRCH) // a thread that could not be synchronised
 }
 
 // program builds the filter: a binary search over the numbers, since the kernel runs it once for every number when it is installed and a list would cost more than all else here.

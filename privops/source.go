@@ -37,9 +37,6 @@ func (s *Source) forbid(format string, args ...any) *wire.Error {
 // with link count 1 (T44). Dies of source_forbidden whatever the reason.
 func PinSource(root SourceRoot, asked string, path, subpath []string) *Source {
 	s := &Source{fd: root.FD, Path: asked, private: root.Sealed, allowFUSE: root.AllowFUSE}
-	die := func(err error, e *wire.Error) {
-		namespace.DieIf(err != nil, e)
-	}
 	namespace.DieIf(len(path) == 0, s.forbid("it is the allowed folder itself, not something in it"))
 	all, mount := slices.Concat(path, subpath), namespace.Mount{}
 	for i := 0; ; i++ {
@@ -47,19 +44,19 @@ func PinSource(root SourceRoot, asked string, path, subpath []string) *Source {
 		if err == nil && id != mount.ID {
 			mount, err = namespace.StatMount(id, 0)
 		}
-		die(err, s.forbid("its mount cannot be examined: %v", err))
+		namespace.DieIf(err != nil, s.forbid("its mount cannot be examined: %v", err))
 		namespace.DieIf(isFUSE(mount.Type) && !root.AllowFUSE, s.forbid("it is on a %s filesystem", mount.Type).WithHint("root can set allow_fuse = true for this [[source]] in helper.toml"))
 		namespace.DieIf(i == len(path) && root.RequireMountpoint && stx.Attributes&unix.STATX_ATTR_MOUNT_ROOT == 0, s.forbid("nothing is mounted there, and its [[source]] has require_mountpoint"))
 		var st unix.Stat_t
 		err = unix.Fstat(s.fd, &st)
-		die(err, s.forbid("%v", err))
+		namespace.DieIf(err != nil, s.forbid("%v", err))
 		if i == len(all) {
 			s.judge(&st, mount)
 			return s
 		}
 		s.private = s.private || st.Uid == 0 && st.Mode&0o011 == 0 // not even the group: with an ACL its bits are the mask
 		next, err := open(s.fd, all[i:i+1], unix.O_PATH, down)
-		die(err, s.forbid("%s: %v", strings.Join(all[:i+1], "/"), err))
+		namespace.DieIf(err != nil, s.forbid("%s: %v", strings.Join(all[:i+1], "/"), err))
 		unix.Close(s.fd)
 		s.fd = next
 	}

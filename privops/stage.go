@@ -67,8 +67,7 @@ func (a *Attachment) stage(top int, name string) {
 	if a.Source.IsDir {
 		check(unix.Mkdirat(top, name, 0o700))
 	} else {
-		fd := namespace.Must(unix.Openat(top, name, unix.O_CREAT|unix.O_EXCL|unix.O_WRONLY|unix.O_CLOEXEC, 0o600))(wire.System, "stage", "cannot stage %s", a.Source.Path)
-		unix.Close(fd)
+		check(unix.Mknodat(top, name, unix.S_IFREG|0o600, 0))
 	}
 	check(unix.MoveMount(a.tree, "", top, name, unix.MOVE_MOUNT_F_EMPTY_PATH))
 	a.judgeMounts()

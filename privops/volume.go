@@ -130,11 +130,9 @@ func emptyDir(dir int, name string, sub func(dir int, name string) error) error 
 		if err == nil && len(names) == 0 {
 			return unix.Unlinkat(dir, name, unix.AT_REMOVEDIR)
 		}
-		for _, n := range names {
-			if err == nil {
-				if err = unix.Unlinkat(fd, n, 0); err == unix.EISDIR {
-					err = sub(fd, n)
-				}
+		for i := 0; i < len(names) && err == nil; i++ {
+			if err = unix.Unlinkat(fd, names[i], 0); err == unix.EISDIR {
+				err = sub(fd, names[i])
 			}
 		}
 		if err != nil {

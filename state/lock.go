@@ -37,7 +37,7 @@ func (s *Store) Lock(ctx context.Context, key uint64) (*Lock, error) {
 		return nil, s.failed("open", lockFile, err)
 	}
 	l := unix.Flock_t{Type: unix.F_WRLCK, Start: int64(key >> 1), Len: 1}
-	if err = unix.FcntlFlock(f.Fd(), unix.F_OFD_SETLK, &l); errors.Is(err, unix.EAGAIN) || errors.Is(err, unix.EACCES) {
+	if err = unix.FcntlFlock(f.Fd(), unix.F_OFD_SETLK, &l); errors.Is(err, unix.EAGAIN) {
 		done := make(chan error, 1)
 		go func() {
 			err := error(unix.EINTR)

@@ -54,9 +54,6 @@ func Open(dir, boot string, durable bool) (*Store, error) {
 // Close closes the folder.
 func (s *Store) Close() error { return s.root.Close() }
 
-// Boot returns the boot_id that the store writes.
-func (s *Store) Boot() string { return s.boot }
-
 // A Record is what a file of the store says.
 type Record struct {
 	Boot    string // the boot in which it was written

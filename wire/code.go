@@ -1,6 +1,7 @@
 package wire
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"strconv"
@@ -47,10 +48,7 @@ var exits = map[Code]int{
 
 // Exit returns the exit status of the code's class; 70 for one that is not in the table.
 func (c Code) Exit() int {
-	if n, ok := exits[c]; ok {
-		return n
-	}
-	return 70
+	return cmp.Or(exits[c], 70)
 }
 
 // An Error is a failure with its code, the stage in which it happened (a word such as "source" or "lock"), a message of the form

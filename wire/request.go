@@ -7,20 +7,12 @@ import (
 
 // The helper's operations.
 const (
-	OpAttach       = "attach"
-	OpDetach       = "detach"
-	OpQuery        = "query"
-	OpCreateVolume = "create-volume"
-	OpRemoveVolume = "remove-volume"
-	OpListVolumes  = "list-volumes"
-	OpSweep        = "sweep"
+	OpAttach, OpDetach, OpQuery, OpSweep          = "attach", "detach", "query", "sweep"
+	OpCreateVolume, OpRemoveVolume, OpListVolumes = "create-volume", "remove-volume", "list-volumes"
 )
 
 // Modes of a mount.
-const (
-	ModeRO = "ro"
-	ModeRW = "rw"
-)
+const ModeRO, ModeRW = "ro", "rw"
 
 // DefaultSandbox is where a container sees its sandbox directory unless told otherwise (Mesos' --sandbox_directory).
 const DefaultSandbox = "/mnt/mesos/sandbox"
@@ -69,7 +61,7 @@ type slot struct {
 
 func (r *Request) slots() []slot {
 	return []slot{
-		text("op", &r.Op, nil), text("owner", &r.Owner, CheckOwner), text("container", &r.Container, CheckContainer), number("pid", &r.PID, 10, 1, 1<<22), number("start", &r.Start, 10, 1, 1<<63-1),
+		text("op", &r.Op, func(string) error { return nil }), text("owner", &r.Owner, CheckOwner), text("container", &r.Container, CheckContainer), number("pid", &r.PID, 10, 1, 1<<22), number("start", &r.Start, 10, 1, 1<<63-1),
 		text("rootfs", &r.Rootfs, absolute), text("directory", &r.Directory, absolute), text("sandbox", &r.Sandbox, absolute), flag("lazy", &r.Lazy), text("name", &r.Name, CheckVolumeName),
 		optional("mode", &r.Mode, 8, 0o3777), optional("uid", &r.UID, 10, 1<<32-2), optional("gid", &r.GID, 10, 1<<32-2),
 	}
@@ -151,9 +143,7 @@ func fill(slots []slot, fields Fields, must, may []string) error {
 
 func text(key string, p *string, check func(string) error) slot {
 	return slot{key, func() string { return *p }, func(v string) error {
-		if *p = v; check == nil {
-			return nil
-		}
+		*p = v
 		return check(v)
 	}}
 }
