@@ -92,6 +92,11 @@ func (s *session) commit(r *wire.Request, target *namespace.Target, list []*priv
 		for _, a := range slices.Backward(list[:done+1]) {
 			a.Undo(s.host)
 		}
+		for _, m := range record.Mounts[live:] {
+			if namespace.Mounted(m.ID, target.NS.ID) { // what could not be taken back stays on record
+				before.Mounts = append(before.Mounts, m)
+			}
+		}
 		s.ledger.WriteNS(before) // where the disk is full the record keeps naming mounts of which the kernel knows better
 		s.leave(s.caller.uid, r, before)
 	}()
