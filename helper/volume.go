@@ -2,6 +2,7 @@ package main
 
 import (
 	"cmp"
+	"context"
 	"strconv"
 	"strings"
 
@@ -10,6 +11,7 @@ import (
 	"github.com/bindgate/bindgate/conf"
 	"github.com/bindgate/bindgate/namespace"
 	"github.com/bindgate/bindgate/privops"
+	"github.com/bindgate/bindgate/state"
 	"github.com/bindgate/bindgate/wire"
 )
 
@@ -26,7 +28,7 @@ func (s *session) volume(r *wire.Request) []wire.Fields {
 		}
 		return blocks
 	}
-	defer must(s.ledger.LockVolume(r.Name)).Unlock()
+	defer must(s.ledger.Lock(context.Background(), state.Key("volume", r.Name))).Unlock()
 	created := false
 	switch r.Op {
 	case wire.OpRemoveVolume:

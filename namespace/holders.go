@@ -6,6 +6,8 @@ import (
 	"strings"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/bindgate/bindgate/wire"
 )
 
 // Holders returns "pid (command)" of the processes in a mount namespace that have something open on the mount m, or their working directory or root in it. It is the best that can be had without
@@ -15,7 +17,7 @@ func (h *Host) Holders(ns NS, m Mount) (found []string) {
 		st, err := h.stat(pid + "/ns/mnt")
 		if pid[0] <= '9' && pid != strconv.Itoa(os.Getpid()) && err == nil && st.Ino == ns.Inode && h.holds(pid, m) {
 			comm, _ := h.read(pid + "/comm")
-			found = append(found, pid+" ("+strings.TrimSpace(comm)+")")
+			found = append(found, pid+" ("+wire.Printable(strings.TrimSpace(comm))+")")
 		}
 	}
 	return found

@@ -31,13 +31,8 @@ func Stage(list []*Attachment, ns namespace.NS, lock bool) {
 		a.stage(top, strconv.Itoa(i))
 		slots[i] = a.tree
 	}
-	if e := cloneTrees(slots, lock); e != 0 {
-		err := wire.Errorf(wire.System, "lock", "cannot lock the attributes: %v", e)
-		if e == unix.ENOSPC || e == unix.EUSERS || e == unix.EPERM || e == unix.EINVAL {
-			err.Code, err.Hint = wire.UnsupportedKernel, "locking needs user namespaces: see user.max_user_namespaces and user.max_mnt_namespaces (sysctl)"
-		}
-		namespace.Die(err)
-	}
+	e := cloneTrees(slots, lock)
+	namespace.DieIf(e != 0, wire.Errorf(wire.UnsupportedKernel, "lock", "cannot lock the attributes: %v", e).WithHint("locking needs user namespaces: see user.max_user_namespaces and user.max_mnt_namespaces"))
 	for _, a := range list {
 		id, _, err := namespace.MountOf(a.tree)
 		namespace.Check(err, wire.System, "stage", "cannot name the detached mount of %s", a.Source.Path)

@@ -45,11 +45,6 @@ func (m *LedgerMount) IsOf(uid uint32, owner, container string) bool {
 // LockNS locks the record of a mount namespace.
 func (l *Ledger) LockNS(ns uint64) (*Lock, error) { return l.Lock(context.Background(), ns<<1) }
 
-// LockVolume locks a local volume's name.
-func (l *Ledger) LockVolume(name string) (*Lock, error) {
-	return l.Lock(context.Background(), Key("volume", name))
-}
-
 func recordName(ns uint64) string { return strconv.FormatUint(ns, 10) }
 
 // indexName is the name of a container's entry. "+" is in no id, so two containers cannot have one name (T28).

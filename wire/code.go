@@ -68,7 +68,7 @@ func (e *Error) Unwrap() error { return e.Cause }
 
 // Errorf makes an Error without a hint.
 func Errorf(code Code, stage, format string, args ...any) *Error {
-	return &Error{Code: code, Stage: stage, Message: fmt.Sprintf(format, args...)}
+	return &Error{Code: code, Stage: stage, Message: Printable(fmt.Sprintf(format, args...))}
 }
 
 func invalid(format string, args ...any) *Error {

@@ -126,7 +126,7 @@ func fill(slots []slot, fields Fields, must, may []string) error {
 		if i < 0 || !slices.Contains(must, f.Key) && !slices.Contains(may, f.Key) {
 			return invalid("cannot read the request: it has the key %s= where none is taken", f.Key)
 		}
-		if !printable(f.Value) {
+		if Printable(f.Value) != f.Value {
 			return invalid("cannot read the request: %s= holds control characters or is not UTF-8", f.Key)
 		}
 		if err := slots[i].set(f.Value); err != nil {

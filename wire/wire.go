@@ -111,12 +111,13 @@ func Decode(data []byte, max, maxBlocks int) (*Message, error) {
 	return m, nil
 }
 
-// printable reports whether s is valid UTF-8 without control characters (C0, DEL, C1).
-func printable(s string) bool {
-	for _, r := range s {
+// Printable returns s with every control character (C0, DEL, C1) and every byte that is not UTF-8 replaced by U+FFFD, so that what a container, a plugin or a caller chose cannot speak to a terminal
+// (T30).
+func Printable(s string) string {
+	return strings.Map(func(r rune) rune {
 		if r < 0x20 || r >= 0x7f && r < 0xa0 {
-			return false
+			return utf8.RuneError
 		}
-	}
-	return utf8.ValidString(s)
+		return r
+	}, s)
 }

@@ -1,0 +1,273 @@
+package state
+
+import (
+	"fmt"
+	"math"
+	"os"
+	"reflect"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/bindgate/bindgate/wire"
+)
+
+func ledger(t *testing.T, dir string) *Ledger { return &Ledger{open(t, dir)} }
+
+func mount(uid uint32, owner, container, target string) LedgerMount {
+	return LedgerMount{UID: uid, Owner: owner, Container: container, PID: 4711, Target: target, Source: "/v/a b=c", Mode: "ro", ID: 1 << 33, Path: target, Prefix: "/r", HostPath: "/h", Made: 2, RootUID: 100000, RootGID: 100001}
+}
+
+func TestLedgerRoundTrip(t *testing.T) {
+	for name, r := range map[string]*LedgerRecord{
+		"one mount":       {NS: 1, Inode: 4026531841, Mounts: []LedgerMount{mount(0, "default", "web-1", "/data")}},
+		"many":            {NS: math.MaxUint64, Inode: math.MaxUint32, Mounts: []LedgerMount{mount(1000, "o", "a", "/a"), mount(1000, "o", "a", "/a/b"), mount(math.MaxUint32, "o:2", "b", "rel/ative")}},
+		"hostile strings": {NS: 7, Mounts: []LedgerMount{{Target: "/\n\x1b\xff", Source: "=end=\n", Path: "mount=/x", ID: math.MaxUint64}}},
+		"zeros":           {NS: 7, Mounts: []LedgerMount{{}}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			l := ledger(t, t.TempDir())
+			must(t, l.WriteNS(r))
+			if again, err := l.ReadNS(r.NS); err != nil || !reflect.DeepEqual(again, r) {
+				t.Errorf("%+v, %v", again, err)
+			}
+			if ids, err := l.Namespaces(); err != nil || !slices.Equal(ids, []uint64{r.NS}) {
+				t.Errorf("%v, %v", ids, err)
+			}
+		})
+	}
+}
+
+func TestRecordWithoutMountsIsRemoved(t *testing.T) {
+	dir := t.TempDir()
+	l := ledger(t, dir)
+	must(t, l.WriteNS(&LedgerRecord{NS: 7, Mounts: []LedgerMount{mount(0, "o", "c", "/a")}}))
+	must(t, l.WriteNS(&LedgerRecord{NS: 7}))
+	must(t, l.WriteNS(&LedgerRecord{NS: 7}))
+	if r, err := l.ReadNS(7); err != nil || !reflect.DeepEqual(r, &LedgerRecord{NS: 7}) || len(names(t, dir)) != 0 {
+		t.Errorf("%+v, %v", r, err)
+	}
+}
+
+func TestRecordOfAnEarlierBootIsEmpty(t *testing.T) {
+	dir := t.TempDir()
+	s, err := Open(dir, "another-boot", false)
+	must(t, err)
+	must(t, (&Ledger{s}).WriteNS(&LedgerRecord{NS: 7, Mounts: []LedgerMount{mount(0, "o", "c", "/a")}}))
+	if r, err := ledger(t, dir).ReadNS(7); err != nil || len(r.Mounts) != 0 || r.NS != 7 {
+		t.Errorf("%+v, %v", r, err)
+	}
+}
+
+func TestLedgerRecordThatCannotBeTrusted(t *testing.T) {
+	good := (&LedgerRecord{NS: 7, Mounts: []LedgerMount{mount(1000, "o", "c", "/a")}}).encode()
+	for name, payload := range map[string]string{
+		"empty":                        "",
+		"of another namespace":         string((&LedgerRecord{NS: 8}).encode()),
+		"without a namespace":          "bindgate=1\x00inode=1\x00end=\x00",
+		"without an inode":             "bindgate=1\x00ns=7\x00end=\x00",
+		"JSON":                         `{"ns":7}`,
+		"cut":                          string(good[:len(good)-1]),
+		"with a negative id":           strings.Replace(string(good), "\x00id=", "\x00id=-", 1),
+		"with an id that is no number": strings.Replace(string(good), "\x00id=", "\x00id=x", 1),
+		"with an id over 64 bits":      strings.Replace(string(good), "\x00id=8589934592", "\x00id=18446744073709551616", 1),
+		"with an empty uid":            strings.Replace(string(good), "uid=1000\x00", "uid=\x00", 1),
+		"without a uid":                strings.Replace(string(good), "\x00uid=1000", "", 1),
+		"without a count of made":      strings.Replace(string(good), "\x00made=2", "", 1),
+		"with a key twice":             strings.Replace(string(good), "\x00uid=1000", "\x00uid=1000\x00uid=0", 1),
+	} {
+		t.Run(name, func(t *testing.T) {
+			l := ledger(t, t.TempDir())
+			if payload == string(good) {
+				t.Fatal("nothing was changed")
+			}
+			must(t, l.Write("7", []byte(payload)))
+			if r, err := l.ReadNS(7); err == nil {
+				t.Errorf("%+v", r)
+			} else {
+				is(t, err, wire.StateCorrupt)
+			}
+		})
+	}
+}
+
+func TestIndexFindsAContainer(t *testing.T) {
+	dir := t.TempDir()
+	l := ledger(t, dir)
+	if _, ok := l.Find(0, "o", "c"); ok {
+		t.Error("it is found before it was entered")
+	}
+	must(t, l.Enter(1000, "o", "c", math.MaxUint64))
+	must(t, l.Enter(1000, "o", "c", math.MaxUint64))
+	must(t, l.Enter(1001, "o", "c", 8))
+	if ns, ok := l.Find(1000, "o", "c"); !ok || ns != math.MaxUint64 {
+		t.Errorf("%d, %v", ns, ok)
+	}
+	must(t, l.Enter(1000, "o", "c", 9)) // it is another namespace's now
+	if ns, ok := l.Find(1000, "o", "c"); !ok || ns != 9 {
+		t.Errorf("%d, %v", ns, ok)
+	}
+	for _, k := range []struct {
+		uid              uint32
+		owner, container string
+	}{{0, "o", "c"}, {100, "o", "c"}, {10001, "o", "c"}, {1000, "", "c"}, {1000, "o", ""}, {1000, "o2", "c"}, {1000, "o", "c2"}, {1000, "O", "c"}} {
+		if ns, ok := l.Find(k.uid, k.owner, k.container); ok {
+			t.Errorf("%v finds %d", k, ns)
+		}
+	}
+	l.Leave(1000, "o", "c")
+	l.Leave(1000, "o", "c")
+	if _, ok := l.Find(1000, "o", "c"); ok {
+		t.Error("it is found after it left")
+	}
+	if ns, ok := l.Find(1001, "o", "c"); !ok || ns != 8 || len(names(t, dir)) != 1 {
+		t.Errorf("the other uid's: %d, %v", ns, ok)
+	}
+}
+
+// T27, T28: whatever ids are chosen within the rule, one container's entry is never another's.
+func TestIndexEntriesNeverCollide(t *testing.T) {
+	l := ledger(t, t.TempDir())
+	seen := map[string]string{}
+	parts := []string{"a", "a.b", "a:b", "1", "10", "0", "a-b", "a_b", "a.rec", "b.rec5", "A", strings.Repeat("x", 32)}
+	for _, uid := range []uint32{0, 1, 10, 100, math.MaxUint32} {
+		for _, o := range parts {
+			for _, c := range append(parts, strings.Repeat("y", 128)) {
+				must(t, wire.CheckOwner(o))
+				must(t, wire.CheckContainer(c))
+				name, key := indexName(uid, o, c), fmt.Sprint(uid, "|", o, "|", c)
+				if other, ok := seen[name]; ok {
+					t.Fatalf("%s and %s are both %s", key, other, name)
+				}
+				if seen[name] = key; len(name) > 255 || strings.ContainsAny(name, "/\x00") {
+					t.Errorf("%s is no file name", name)
+				}
+			}
+		}
+	}
+	must(t, l.Enter(math.MaxUint32, strings.Repeat("o", 32), strings.Repeat("c", 128), 7)) // the longest there is
+	must(t, l.WriteNS(&LedgerRecord{NS: 7, Mounts: []LedgerMount{mount(0, "o", "7", "/a")}}))
+	must(t, l.Enter(0, "o", "7", 5))
+	if r, err := l.ReadNS(7); err != nil || len(r.Mounts) != 1 {
+		t.Errorf("a container called 7 is no namespace: %+v, %v", r, err)
+	}
+}
+
+func TestFindAnyFindsWhoeverAttached(t *testing.T) {
+	dir := t.TempDir()
+	l := ledger(t, dir)
+	if _, _, ok := l.FindAny("o", "c"); ok {
+		t.Error("nothing is there")
+	}
+	must(t, l.Enter(1000, "o", "c", 7))
+	must(t, l.Enter(1001, "o", "c2", 8))
+	must(t, l.Enter(1002, "o2", "c", 9))
+	must(t, os.Symlink("1", dir+"/by+0+o+c+more"))
+	must(t, os.Symlink("2", dir+"/by++1000+o+c"))
+	must(t, os.Symlink("3", dir+"/by+ 1000+o+c"))
+	must(t, os.Symlink("4", dir+"/by+4294967296+o+c"))
+	must(t, os.WriteFile(dir+"/by+x", nil, 0o600))
+	if uid, ns, ok := l.FindAny("o", "c"); !ok || uid != 1000 || ns != 7 {
+		t.Errorf("%d, %d, %v", uid, ns, ok)
+	}
+	for _, k := range [][2]string{{"o", "c3"}, {"", "c"}, {"o", ""}, {"o+c", ""}, {"1000+o", "c"}} {
+		if uid, ns, ok := l.FindAny(k[0], k[1]); ok {
+			t.Errorf("%q finds %d, %d", k, uid, ns)
+		}
+	}
+}
+
+func TestIndexEntryThatIsNoneFindsNothing(t *testing.T) {
+	dir := t.TempDir()
+	l := ledger(t, dir)
+	name := dir + "/" + indexName(1, "o", "c")
+	for _, text := range []string{"x", "-1", "../7", "7.rec", "18446744073709551616", " 7"} {
+		must(t, os.Symlink(text, name))
+		if ns, ok := l.Find(1, "o", "c"); ok {
+			t.Errorf("%q is taken as %d", text, ns)
+		}
+		must(t, l.Enter(1, "o", "c", 7)) // and can be replaced
+		if ns, ok := l.Find(1, "o", "c"); !ok || ns != 7 {
+			t.Errorf("%d, %v", ns, ok)
+		}
+		must(t, os.Remove(name))
+	}
+	must(t, os.WriteFile(name, []byte("7"), 0o600))
+	if ns, ok := l.Find(1, "o", "c"); ok {
+		t.Errorf("a file is taken as %d", ns)
+	}
+}
+
+func TestSweepIndexKeepsWhatHasARecord(t *testing.T) {
+	dir := t.TempDir()
+	l := ledger(t, dir)
+	must(t, l.Enter(1, "o", "alive", 7))
+	must(t, l.Enter(2, "o", "alive-too", 7))
+	must(t, l.Enter(1, "o", "gone", 8))
+	must(t, l.Enter(1, "o", "a.rec", 9))
+	must(t, l.WriteNS(&LedgerRecord{NS: 7, Mounts: []LedgerMount{mount(1, "o", "alive", "/a")}}))
+	l.SweepIndex()
+	for container, want := range map[string]bool{"alive": true, "gone": false, "a.rec": false} {
+		if _, ok := l.Find(1, "o", container); ok != want {
+			t.Errorf("%s: %v", container, ok)
+		}
+	}
+	if _, ok := l.Find(2, "o", "alive-too"); !ok {
+		t.Error("another uid's entry went")
+	}
+	if r, err := l.ReadNS(7); err != nil || len(r.Mounts) != 1 {
+		t.Errorf("%+v, %v", r, err)
+	}
+}
+
+func TestNamespacesAreOnlyNumbersInTheirOneForm(t *testing.T) {
+	l := ledger(t, t.TempDir())
+	for _, name := range []string{"7", "18446744073709551615", "07", "+8", "-1", "x", "refused+1000", "18446744073709551616", "7.0"} {
+		must(t, l.Write(name, nil))
+	}
+	must(t, l.Enter(1, "o", "9.rec", 9))
+	ids, err := l.Namespaces()
+	slices.Sort(ids)
+	if err != nil || !slices.Equal(ids, []uint64{7, math.MaxUint64}) {
+		t.Errorf("%v, %v", ids, err)
+	}
+}
+
+func TestIsOfComparesAllThree(t *testing.T) {
+	m := mount(7, "o", "c", "/a")
+	if !m.IsOf(7, "o", "c") || m.IsOf(8, "o", "c") || m.IsOf(7, "o2", "c") || m.IsOf(7, "o", "c2") || m.IsOf(0, "o", "c") {
+		t.Error("a mount is one uid's, owner's and container's")
+	}
+}
+
+func TestLocksOfNamespacesAreApart(t *testing.T) {
+	l := ledger(t, t.TempDir())
+	var held []*Lock
+	for _, ns := range []uint64{1, 2, 3, 1 << 40} {
+		lock, err := l.LockNS(ns)
+		must(t, err)
+		held = append(held, lock)
+	}
+	lock, err := l.LockVolume("v")
+	must(t, err)
+	for _, h := range append(held, lock) {
+		h.Unlock()
+	}
+}
+
+// FuzzLedger: refused, or a record that is itself when written down again.
+func FuzzLedger(f *testing.F) {
+	good := (&LedgerRecord{NS: 7, Inode: 4026531841, Mounts: []LedgerMount{mount(1000, "o", "c", "/a"), mount(0, "o", "c", "b")}}).encode()
+	for _, data := range []string{"", string(good), string(good[:len(good)-6]), "bindgate=1\x00ns=7\x00inode=1\x00end=\x00", "bindgate=1\x00ns=-7\x00inode=1\x00end=\x00", "bindgate=1\x00ns=7\x00inode=1\x00mount=\x00uid=4294967296\x00end=\x00"} {
+		f.Add([]byte(data))
+	}
+	f.Fuzz(func(t *testing.T, data []byte) {
+		r, err := parseLedger(data)
+		if err != nil {
+			return
+		}
+		if again, err := parseLedger(r.encode()); err != nil || !reflect.DeepEqual(again, r) {
+			t.Errorf("%+v is %+v the second time, and %v", r, again, err)
+		}
+	})
+}
