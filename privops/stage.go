@@ -26,12 +26,13 @@ import (
 func Stage(list []*Attachment, ns namespace.NS, lock bool) {
 	ns.Enter()
 	top := stagingRoot()
-	slots := make([]int, len(list))
+	slots, names := make([]int, len(list)), make([][5]byte, len(list)) // the names as C strings: the child must not allocate
 	for i, a := range list {
 		a.stage(top, strconv.Itoa(i))
 		slots[i] = a.tree
+		copy(names[i][:4], strconv.Itoa(i))
 	}
-	e := cloneTrees(slots, lock)
+	e := cloneTrees(slots, names, lock)
 	namespace.DieIf(e != 0, wire.Errorf(wire.UnsupportedKernel, "lock", "cannot lock the attributes: %v", e).WithHint("locking needs user namespaces: see user.max_user_namespaces and user.max_mnt_namespaces"))
 	for _, a := range list {
 		id, _, err := namespace.MountOf(a.tree)
@@ -83,30 +84,22 @@ func (a *Attachment) judgeMounts() {
 	}
 }
 
-// names of the staged trees, as C strings: the child below must not allocate.
-var stagedNames = func() (names [wire.MaxBlocks][5]byte) {
-	for i := range names {
-		copy(names[i][:4], strconv.Itoa(i))
-	}
-	return
-}()
-
-// cloneTrees replaces each descriptor in slots, a tree staged under its index in the working directory, by a detached clone of it. With lock a child with a fresh user and mount
+// cloneTrees replaces each descriptor in slots, a tree staged under its name in the working directory, by a detached clone of it. With lock a child with a fresh user and mount
 // namespace makes the clones, so that their attributes are locked. The descriptor table is shared with the child (CLONE_FILES), its memory is a copy, and this thread waits (CLONE_VFORK). The child makes
 // raw system calls only, with all signals blocked, since the runtime's other threads do not exist in it; it has no exit signal, so that no disposition that the caller left us can reap it. It returns an errno, or 0.
 //
 //go:norace
 //go:noinline
-func cloneTrees(slots []int, lock bool) syscall.Errno {
+func cloneTrees(slots []int, names [][5]byte, lock bool) syscall.Errno {
 	if !lock {
-		return cloneInto(slots)
+		return cloneInto(slots, names)
 	}
 	all, old := ^uint64(0), uint64(0)
 	syscall.RawSyscall6(unix.SYS_RT_SIGPROCMASK, unix.SIG_SETMASK, uintptr(unsafe.Pointer(&all)), uintptr(unsafe.Pointer(&old)), 8, 0, 0)
 	const flags = unix.CLONE_VFORK | unix.CLONE_FILES | unix.CLONE_NEWUSER | unix.CLONE_NEWNS
 	pid, _, errno := syscall.RawSyscall6(unix.SYS_CLONE, flags, 0, 0, 0, 0, 0)
 	if errno == 0 && pid == 0 {
-		e := cloneInto(slots)
+		e := cloneInto(slots, names)
 		for {
 			syscall.RawSyscall(unix.SYS_EXIT_GROUP, uintptr(e), 0, 0)
 		}
@@ -133,11 +126,11 @@ func cloneTrees(slots []int, lock bool) syscall.Errno {
 
 //go:norace
 //go:nosplit
-func cloneInto(slots []int) syscall.Errno {
+func cloneInto(slots []int, names [][5]byte) syscall.Errno {
 	dirfd := unix.AT_FDCWD
 	for i, slot := range slots {
 		const flags = unix.OPEN_TREE_CLONE | unix.OPEN_TREE_CLOEXEC | unix.AT_RECURSIVE
-		fd, _, e := syscall.RawSyscall(unix.SYS_OPEN_TREE, uintptr(dirfd), uintptr(unsafe.Pointer(&stagedNames[i])), flags)
+		fd, _, e := syscall.RawSyscall(unix.SYS_OPEN_TREE, uintptr(dirfd), uintptr(unsafe.Pointer(&names[i])), flags)
 		if e == 0 {
 			_, _, e = syscall.RawSyscall(unix.SYS_DUP3, fd, uintptr(slot), unix.O_CLOEXEC)
 			syscall.RawSyscall(unix.SYS_CLOSE, fd, 0, 0)
