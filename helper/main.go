@@ -31,13 +31,13 @@ func main() {
 	var request *wire.Request
 	var blocks []wire.Fields
 	err := namespace.Try(func() {
-		startClean()                              // 1: arguments, environment, signals, timers, limits, descriptors, umask, working directory
-		s.caller = becomeRoot()                   // 2: who calls; uid 0 in all ids; not dumpable
-		s.host = namespace.OpenHost(s.caller.pid) // 3: procfs, and what is the host's or the caller's
-		s.config = must(conf.LoadHelper())        // 4: helper.toml and all above it are root's
-		s.open()                                  // 3: ledger and audit log, as helper.toml says
-		privops.Reduce(s.host.Proc)               // 5: capabilities, no_new_privs, system call filter; read back
-		request = readRequest()                   // 6: with a deadline and a size limit
+		startClean()                                              // 1: arguments, environment, signals, timers, limits, descriptors, umask, working directory
+		s.caller = becomeRoot()                                   // 2: who calls; uid 0 in all ids; not dumpable
+		s.host = namespace.OpenHost(s.caller.pid, s.caller.pidfd) // 3: procfs, and what is the host's or the caller's
+		s.config = must(conf.LoadHelper())                        // 4: helper.toml and all above it are root's
+		s.open()                                                  // 3: ledger and audit log, as helper.toml says
+		privops.Reduce(s.host.Proc)                               // 5: capabilities, no_new_privs, system call filter; read back
+		request = readRequest()                                   // 6: with a deadline and a size limit
 		s.authorise()
 		privops.Confine(request.Op)
 		blocks = map[string]func(*wire.Request) []wire.Fields{wire.OpAttach: s.attach, wire.OpDetach: s.detach, wire.OpQuery: s.query, wire.OpSweep: s.sweep,

@@ -74,14 +74,14 @@ func hasEnvironment() bool {
 
 // A caller is who started us, or who is at the other end of our own socket.
 type caller struct {
-	uid, gid uint32
-	pid      int
+	uid, gid   uint32
+	pid, pidfd int // the pidfd is of a peer; our parent needs none
 }
 
-// becomeRoot notes the caller and becomes uid 0 in all three ids, so that the caller, which had our real uid, can neither signal nor stop us. Peer credentials count only if root started us, since anybody
-// may have connected to somebody's socket and pass it as descriptor 0 (FACTS 13). Dies of config if the setuid bit had no effect.
+// becomeRoot notes the caller and becomes uid 0 in all three ids, so that the caller, which had our real uid, can neither signal nor stop us. Peer credentials count only if root started us, and on our own
+// socket, since anybody may have connected to somebody's and pass it as descriptor 0 (FACTS 13). Dies of config if the setuid bit had no effect.
 func becomeRoot() caller {
-	c := caller{uid: uint32(os.Getuid()), gid: uint32(os.Getgid()), pid: os.Getppid()}
+	c := caller{uint32(os.Getuid()), uint32(os.Getgid()), os.Getppid(), -1}
 	if os.Geteuid() != 0 {
 		e := wire.Errorf(wire.Config, "start", "cannot act: bindgate-helper runs without privilege, as uid %d", os.Geteuid())
 		if nnp, _ := unix.PrctlRetInt(unix.PR_GET_NO_NEW_PRIVS, 0, 0, 0, 0); nnp == 1 {
@@ -89,10 +89,11 @@ func becomeRoot() caller {
 		}
 		namespace.Die(e.WithHint("it must be owned by root with mode 4750, on a filesystem without nosuid"))
 	}
-	if c.uid == 0 {
-		if peer, err := unix.GetsockoptUcred(0, unix.SOL_SOCKET, unix.SO_PEERCRED); err == nil {
-			c = caller{uid: peer.Uid, gid: peer.Gid, pid: int(peer.Pid)}
-		}
+	name, _ := unix.Getsockname(0)
+	if own, ok := name.(*unix.SockaddrUnix); c.uid == 0 && ok && own.Name == conf.HelperSocket() {
+		peer := namespace.Must(unix.GetsockoptUcred(0, unix.SOL_SOCKET, unix.SO_PEERCRED))(wire.System, "start", "cannot tell who is at the other end of the socket")
+		pidfd := namespace.Must(unix.GetsockoptInt(0, unix.SOL_SOCKET, unix.SO_PEERPIDFD))(wire.NamespaceGone, "start", "cannot pin who is at the other end of the socket")
+		c = caller{peer.Uid, peer.Gid, int(peer.Pid), pidfd}
 	}
 	// Groups are given up by this thread alone: it is the one that opens and makes files.
 	_, _, e1 := unix.RawSyscall(unix.SYS_SETGROUPS, 0, 0, 0)

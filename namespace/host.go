@@ -24,9 +24,9 @@ type Host struct {
 
 type identity struct{ dev, ino uint64 }
 
-// OpenHost pins the host's side, and the mount namespace of the caller, which is known by its pid if it is not our parent. Where pid 1 may not be read even by root, because it has more capabilities than we can have, pid 2 stands for it if it is a kernel thread, since those are in the first
+// OpenHost pins the host's side, and the mount namespace of the caller: by its pid, and if it is not our parent also a pidfd. Where pid 1 may not be read even by root, because it has more capabilities than we can have, pid 2 stands for it if it is a kernel thread, since those are in the first
 // mount namespace (FACTS 19). Dies of config, namespace_host.
-func OpenHost(caller int) *Host {
+func OpenHost(caller, pidfd int) *Host {
 	const flags = unix.O_PATH | unix.O_DIRECTORY | unix.O_CLOEXEC | unix.O_NOFOLLOW
 	h := &Host{Proc: Must(unix.Open("/proc", flags, 0))(wire.System, "host", "cannot open /proc")}
 	var fs unix.Statfs_t
@@ -49,6 +49,7 @@ func OpenHost(caller int) *Host {
 		h.mounts = append(h.mounts, st.Ino)
 	}
 	h.cgroupOK = at(first+"/ns/cgroup").Ino == at("self/ns/cgroup").Ino
+	DieIf(pidfd >= 0 && ended(pidfd), wire.Errorf(wire.NamespaceGone, "host", "cannot serve a caller that has ended"))
 	return h
 }
 

@@ -46,14 +46,19 @@ func (h *Host) Pin(pid int, start uint64, rules []string) *Target {
 			t.gone("it started at another time, so the pid was used again")
 		}
 	})
-	poll := []unix.PollFd{{Fd: int32(t.pidfd), Events: unix.POLLIN}}
-	if n, e := unix.Poll(poll, 0); n != 0 || e != nil {
+	if ended(t.pidfd) {
 		t.gone("it has ended")
 	}
 	if err != nil {
 		Die(wire.AsError(err))
 	}
 	return t
+}
+
+// ended reports whether a process has ended; a zombie has.
+func ended(pidfd int) bool {
+	n, err := unix.Poll([]unix.PollFd{{Fd: int32(pidfd), Events: unix.POLLIN}}, 0)
+	return n != 0 || err != nil
 }
 
 func (t *Target) gone(why string) {
