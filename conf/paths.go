@@ -26,3 +26,8 @@ func HelperSocket() string { return rundir + "/bindgate/helper.sock" }        //
 func JournalDir() string   { return localstatedir + "/lib/bindgate/journal" } // the policy process' records; its user's, 0700
 func VolumesDir() string   { return localstatedir + "/lib/bindgate/volumes" } // the local driver's volumes; root's, 0700
 func AuditFile() string    { return localstatedir + "/log/bindgate/audit.jsonl" }
+
+// Own are the folders that are nobody's volume: what is in them is ours.
+func Own() []string {
+	return []string{RunDir(), JournalDir(), sysconfdir + "/bindgate", prefix + "/libexec/bindgate", localstatedir + "/log/bindgate"}
+}

@@ -35,6 +35,7 @@ func (s *session) attach(r *wire.Request) []wire.Fields {
 	}
 	privops.Stage(list, target.NS, s.config.Mounts.Lock == conf.LockAlways || target.UserNS >= 0)
 	s.commit(r, target, list) // 10, 11
+	privops.Release(list)
 	var blocks []wire.Fields
 	for _, a := range list {
 		b := wire.Pairs("mount", a.Mount.Path, "target", a.Point.Path(), "id", strconv.FormatUint(a.ID, 10), "locked", map[bool]string{true: "1", false: "0"}[a.Locked])
@@ -63,7 +64,7 @@ func (s *session) commit(r *wire.Request, target *namespace.Target, list []*priv
 	live := len(record.Mounts)
 	for _, a := range list {
 		m := state.LedgerMount{UID: s.caller.uid, Owner: r.Owner, Container: r.Container, PID: r.PID, Target: parse(a.Mount.Path).String(), Source: path.Join(a.Source.Path, a.Mount.Subpath), Mode: a.Mount.Mode,
-			ID: a.ID, Path: a.Point.Path(), Prefix: a.Point.Prefix(), Made: a.Point.Missing(), RootUID: target.UID, RootGID: target.GID}
+			ID: a.ID, Path: a.Point.Path(), Prefix: a.Point.Prefix(), Root: a.Point.Root(), Made: a.Point.Missing(), RootUID: target.UID, RootGID: target.GID}
 		if m.Target[0] != '/' {
 			m.HostPath = path.Join(r.Directory, a.Point.InSandbox())
 		} else if r.Rootfs != "" {
@@ -136,19 +137,17 @@ func (s *session) attributes(m *wire.Mount) (attr uint64) {
 // place pins what the request says of the container's file system.
 func (s *session) place(r *wire.Request, target *namespace.Target) *privops.Place {
 	t := &s.config.Targets
+	host := -1
 	if r.Rootfs != "" {
-		beneath(parse(r.Rootfs), t.RootfsRoots, "rootfs", "rootfs_roots")
+		host = onHost(parse(r.Rootfs), t.RootfsRoots, "rootfs", "rootfs_roots")
 	}
 	rules := &privops.Rules{Deny: wire.ParsePaths(t.Deny), DenyUnder: wire.ParsePaths(t.DenyUnder), HostPaths: wire.ParsePaths(t.HostPaths)}
-	place := privops.NewPlace(target, rules, parse(r.Rootfs))
+	place := privops.NewPlace(target, rules, parse(r.Rootfs), host)
 	if r.Directory == "" || !slices.ContainsFunc(r.Mounts, func(m wire.Mount) bool { return m.Path[0] != '/' }) {
 		return place
 	}
 	directory, seen := parse(r.Directory), parse(r.Sandbox)
-	root := beneath(directory, t.SandboxRoots, "sandbox directory", "sandbox_roots")
-	top, _, err := conf.OpenTrusted(root.String(), unix.O_PATH|unix.O_DIRECTORY)
-	check(err)
-	sandbox := namespace.Must(privops.OpenBeneath(top, directory.Components[len(root.Components):]))(wire.TargetForbidden, "target", "cannot use the sandbox directory %s", directory)
+	sandbox := onHost(directory, t.SandboxRoots, "sandbox directory", "sandbox_roots")
 	if target.SharesHostRoot && r.Rootfs == "" {
 		seen = directory
 	} else if r.Sandbox == "" {
@@ -166,8 +165,12 @@ func (s *session) source(m *wire.Mount) *privops.Source {
 			best, rule = p, src
 		}
 	}
-	ours := func(own wire.Path) bool { return own.Contains(asked) || asked.Contains(own) }
-	if rule.Path == "" || slices.ContainsFunc(wire.ParsePaths([]string{conf.RunDir(), conf.JournalDir(), conf.HelperTOML(), s.config.Audit.File}), ours) {
+	own, local := wire.ParsePaths(append(conf.Own(), s.config.Audit.File)), parse(conf.VolumesDir())
+	ours := slices.ContainsFunc(own, func(own wire.Path) bool { return own.Contains(asked) || asked.Contains(own) }) || asked.Contains(local) // all volumes at once
+	if n := len(local.Components); local.Contains(asked) && !ours {
+		ours = wire.CheckVolumeName(asked.Components[n]) != nil // one that is being made or removed
+	}
+	if rule.Path == "" || ours {
 		namespace.Die(wire.Errorf(wire.SourceForbidden, "source", "cannot use the source %s: it is not in an allowed source of helper.toml", m.Source))
 	}
 	namespace.DieIf(m.IDMap && !s.config.Mounts.AllowIDMap, wire.Errorf(wire.Denied, "source", "cannot map the ids of %s: allow_idmap of helper.toml is not set", m.Source))
@@ -175,11 +178,19 @@ func (s *session) source(m *wire.Mount) *privops.Source {
 	if err != nil {
 		namespace.Die(wire.Errorf(wire.SourceForbidden, "source", "cannot use the source %s: %v", m.Source, err).WithHint("%s", wire.AsError(err).Hint))
 	}
-	root := privops.SourceRoot{FD: fd, Sealed: private, RequireMountpoint: rule.RequireMountpoint, AllowFUSE: rule.AllowFUSE}
+	root := privops.SourceRoot{FD: fd, Sealed: private, RequireMountpoint: rule.RequireMountpoint, AllowFUSE: rule.AllowFUSE, Ours: local.Contains(asked)}
 	return privops.PinSource(root, m.Source, asked.Components[len(best.Components):], parse(m.Subpath).Components)
 }
 
-// beneath finds the allowed root above path.
+// onHost opens a directory on the host that lies in one of the allowed roots.
+func onHost(p wire.Path, roots []string, what, key string) int {
+	root := beneath(p, roots, what, key)
+	top, _, err := conf.OpenTrusted(root.String(), unix.O_PATH|unix.O_DIRECTORY)
+	check(err)
+	return namespace.Must(privops.Open(top, p.Components[len(root.Components):], 0))(wire.TargetForbidden, "target", "cannot use the %s %s", what, p)
+}
+
+// beneath finds the allowed root above a path.
 func beneath(p wire.Path, roots []string, what, key string) wire.Path {
 	list := wire.ParsePaths(roots)
 	i := slices.IndexFunc(list, func(r wire.Path) bool { return r.Contains(p) && len(r.Components) < len(p.Components) })

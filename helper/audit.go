@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"os/user"
 	"path"
 	"strconv"
@@ -46,6 +47,9 @@ func openAudit(s *session) *audit {
 		}
 	}
 	namespace.Check(err, wire.Config, "audit", "cannot open the audit log %s", name)
+	var st unix.Stat_t
+	check(cmp.Or(conf.RootOwned(fd, name), unix.Fstat(fd, &st)))
+	namespace.DieIf(st.Mode&unix.S_IFMT != unix.S_IFREG || st.Nlink != 1, wire.Errorf(wire.Config, "audit", "cannot trust the audit log %s: it must be a regular file with link count 1", name))
 	a := &audit{s: s, file: fd, exe: s.host.Exe(s.caller.pid)}
 	a.syslog, err = unix.Socket(unix.AF_UNIX, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
 	if err != nil || unix.Connect(a.syslog, &unix.SockaddrUnix{Name: "/dev/log"}) != nil {

@@ -170,10 +170,22 @@ func TestIntentThatCannotBeWrittenDownIsRefused(t *testing.T) {
 		t.Skip(err)
 	}
 	defer full.Close()
-	for name, fd := range map[string]int{"a full disk": int(full.Fd()), "no file": -1} {
+	pipe := make([]int, 2) // with room for a part of a line only
+	if err := unix.Pipe2(pipe, unix.O_NONBLOCK|unix.O_CLOEXEC); err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Close(pipe[0])
+	defer unix.Close(pipe[1])
+	for err == nil {
+		_, err = unix.Write(pipe[1], make([]byte, 4096))
+	}
+	if n, err := unix.Read(pipe[0], make([]byte, 4096)); n != 4096 || err != nil {
+		t.Fatal(n, err)
+	}
+	for name, fd := range map[string]int{"a full disk": int(full.Fd()), "no file": -1, "a disk that is full within the line": pipe[1]} {
 		s, _ := newSession(t)
 		s.audit.file = fd
-		err := namespace.Try(func() { s.audit.intent(&wire.Request{Op: wire.OpAttach}, nil) })
+		err := namespace.Try(func() { s.audit.intent(&wire.Request{Op: wire.OpAttach, Container: strings.Repeat("c", 6000)}, nil) })
 		var e *wire.Error
 		if !errors.As(err, &e) || e.Code != wire.System || e.Stage != "audit" || !strings.HasPrefix(e.Message, "cannot write the audit log ") {
 			t.Errorf("%s: %v", name, err)

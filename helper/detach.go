@@ -51,9 +51,12 @@ func (s *session) leave(uid uint32, r *wire.Request, record *state.LedgerRecord)
 // that cannot be written (a full disk) is no failure: it then names a mount that the kernel says is not there.
 func (s *session) drop(record *state.LedgerRecord, lazy bool, which func(state.LedgerMount) bool) (gone []wire.Fields) {
 	var going []*privops.Recorded
-	for i := range record.Mounts {
-		if which(record.Mounts[i]) {
-			going = append(going, recorded(&record.Mounts[i]))
+	var keep []uint64
+	for _, m := range record.Mounts {
+		if which(m) {
+			going = append(going, recorded(&m))
+		} else {
+			keep = append(keep, m.ID)
 		}
 	}
 	if len(going) == 0 {
@@ -62,9 +65,7 @@ func (s *session) drop(record *state.LedgerRecord, lazy bool, which func(state.L
 	ns, alive := namespace.OpenNS(record.NS, record.Inode)
 	if alive {
 		ns.Enter()
-		if !lazy {
-			privops.Unused(s.host, ns, going) // all or nothing
-		}
+		privops.Unused(s.host, ns, going, keep, lazy) // all or nothing
 	}
 	defer func() { s.ledger.WriteNS(record) }()
 	for i, m := range slices.Backward(slices.Clone(record.Mounts)) {
@@ -93,7 +94,7 @@ func (s *session) unmakeOnHost(m *state.LedgerMount) {
 }
 
 func recorded(m *state.LedgerMount) *privops.Recorded {
-	return &privops.Recorded{ID: m.ID, Target: m.Target, Names: parse(m.Path).Components, Prefix: parse(m.Prefix).Components, Made: m.Made, UID: m.RootUID, GID: m.RootGID}
+	return &privops.Recorded{ID: m.ID, Target: m.Target, Names: parse(m.Path).Components, Prefix: parse(m.Prefix).Components, Root: m.Root, Made: m.Made, UID: m.RootUID, GID: m.RootGID}
 }
 
 // sweep brings the ledger to agree with the kernel for one owner of the caller's: mounts that are not there, half-made or ended with their namespace, are dropped and what was made for them is removed;
@@ -105,7 +106,6 @@ func (s *session) sweep(r *wire.Request) (gone []wire.Fields) {
 		func() {
 			defer must(s.ledger.LockNS(id)).Unlock()
 			name := strconv.FormatUint(id, 10)
-			s.ledger.SweepTemporary(func(record string) bool { return record == name })
 			record, err := s.ledger.ReadNS(id)
 			if err != nil {
 				gone = append(gone, wire.Pairs("mount", must(s.ledger.MoveAside(name)), "corrupt", "1"))
@@ -118,6 +118,10 @@ func (s *session) sweep(r *wire.Request) (gone []wire.Fields) {
 			}
 		}()
 	}
+	s.ledger.SweepTemporary(func(record string) bool {
+		id, err := strconv.ParseUint(record, 10, 64)
+		return err == nil && must(s.ledger.LockNS(id)) != nil // held to the end of the process
+	})
 	s.ledger.SweepIndex()
 	return gone
 }

@@ -23,7 +23,10 @@ import (
 const (
 	readDeadline = 10 * time.Second // for the whole request to arrive
 	runDeadline  = 25 * time.Second // for everything; shorter than the policy process waits
+	killDeadline = 28 * time.Second // the kernel's own, for what the other two cannot interrupt
 	minFiles     = 256              // descriptors that a run may need
+	minSignals   = 64               // pending signals
+	queueProbe   = 34               // a signal that nobody else uses
 )
 
 // startClean takes back what the caller chose (T02 to T05). Dies of usage, system.
@@ -37,22 +40,34 @@ func startClean() {
 			unix.RawSyscall6(unix.SYS_RT_SIGACTION, uintptr(n), uintptr(unsafe.Pointer(&ignore)), 0, 8, 0, 0)
 		}
 	}
-	for _, timer := range []unix.ItimerWhich{unix.ItimerReal, unix.ItimerVirtual, unix.ItimerProf} { // they survive exec
-		unix.Setitimer(timer, unix.Itimerval{})
-	}
-	namespace.DieIf(len(os.Args) > 1, wire.Errorf(wire.Usage, "start", "cannot take arguments: one request on descriptor 0 is all"))
-	namespace.DieIf(os.Getuid() != 0 && hasEnvironment(), wire.Errorf(wire.Usage, "start", "cannot take an environment: it must be empty"))
-	os.Clearenv() // systemd always sets some
-	unix.Umask(0o022)
-	namespace.Check(unix.Chdir("/"), wire.System, "start", "cannot chdir to /")
-	namespace.Check(unix.CloseRange(3, 1<<32-1, unix.CLOSE_RANGE_CLOEXEC), wire.System, "start", "cannot mark descriptors close-on-exec")
-	for resource, min := range map[int]uint64{unix.RLIMIT_FSIZE: unix.RLIM_INFINITY, unix.RLIMIT_NOFILE: minFiles, unix.RLIMIT_CORE: 0} {
+	ignore.handler = 0 // SIG_DFL: the timer below ends us
+	unix.RawSyscall6(unix.SYS_RT_SIGACTION, uintptr(unix.SIGALRM), uintptr(unsafe.Pointer(&ignore)), 0, 8, 0, 0)
+	for resource, min := range map[int]uint64{unix.RLIMIT_FSIZE: unix.RLIM_INFINITY, unix.RLIMIT_NOFILE: minFiles, unix.RLIMIT_SIGPENDING: minSignals, unix.RLIMIT_CORE: 0} {
 		var l unix.Rlimit
 		err := unix.Getrlimit(resource, &l)
 		if l.Cur = l.Max; l.Max < min || min == 0 { // raising a hard limit needs CAP_SYS_RESOURCE, which root may lack
 			l.Cur, l.Max = min, min
 		}
 		namespace.Check(cmp.Or(err, unix.Setrlimit(resource, &l)), wire.System, "start", "cannot run with the resource limit %d (see getrlimit(2)) that the caller set", resource)
+	}
+	// The runtime makes a system call on all threads by signals, and waits for them for ever: the caller's queue must have room (it may be full below any limit), and the kernel ends us whatever happens.
+	setMask(1 << (queueProbe - 1))
+	namespace.Check(unix.Tgkill(os.Getpid(), unix.Gettid(), queueProbe), wire.System, "start", "cannot queue a signal: the caller's limit of pending signals is used up")
+	setMask(0)
+	for timer, after := range map[unix.ItimerWhich]time.Duration{unix.ItimerReal: killDeadline, unix.ItimerVirtual: 0, unix.ItimerProf: 0} { // the caller's survive exec
+		unix.Setitimer(timer, unix.Itimerval{Value: unix.NsecToTimeval(int64(after))})
+	}
+	namespace.DieIf(len(os.Args) > 1, wire.Errorf(wire.Usage, "start", "cannot take arguments: one request on descriptor 0 is all"))
+	namespace.DieIf(os.Getuid() != 0 && hasEnvironment(), wire.Errorf(wire.Usage, "start", "cannot take an environment: it must be empty"))
+	os.Clearenv() // systemd always sets some
+	unix.Umask(0o022)
+	namespace.Check(unix.Chdir("/"), wire.System, "start", "cannot chdir to /")
+	list := namespace.Must(os.ReadDir("/proc/self/fd"))(wire.System, "start", "cannot list the descriptors that the caller left open")
+	for _, e := range list { // what the runtime opened is close-on-exec; what the caller left us cannot be
+		fd, _ := strconv.Atoi(e.Name())
+		if flags, err := unix.FcntlInt(uintptr(fd), unix.F_GETFD, 0); fd > 2 && err == nil && flags&unix.FD_CLOEXEC == 0 {
+			unix.Close(fd)
+		}
 	}
 	time.AfterFunc(runDeadline, func() { // like a crash at this instruction: what is recorded is finished or undone by the next sweep
 		if finished.Load() {
@@ -61,6 +76,10 @@ func startClean() {
 		err := wire.Errorf(wire.Timeout, "deadline", "cannot finish within %v: a filesystem does not answer", runDeadline)
 		os.Exit(finish(nil, err.WithHint("bindgate recover finishes or undoes what was begun")))
 	})
+}
+
+func setMask(mask uint64) {
+	unix.RawSyscall6(unix.SYS_RT_SIGPROCMASK, unix.SIG_SETMASK, uintptr(unsafe.Pointer(&mask)), 0, 8, 0, 0)
 }
 
 // hasEnvironment reports whether the caller passed an environment. The runtime of a setuid program adds GOTRACEBACK=none itself, or makes the caller's value that: where this is all, the kernel is asked.
@@ -118,6 +137,9 @@ func (s *session) open() {
 	}
 	check(err)
 	check(conf.RootOwned(fd, conf.LedgerDir()))
+	var own unix.Stat_t // another name of this program would stay setuid when this one is replaced (T29)
+	err = unix.Stat(conf.HelperPath(), &own)
+	namespace.DieIf(err != nil || own.Nlink != 1 || !s.host.IsExe(&own), wire.Errorf(wire.Config, "start", "cannot run under another name than %s, or with more than one", conf.HelperPath()))
 	s.ledger = &state.Ledger{Store: must(state.Open(conf.LedgerDir(), s.host.BootID, false))} // by name again: as was just checked, only root can make it mean another folder
 	s.audit = openAudit(s)
 }

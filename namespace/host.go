@@ -45,11 +45,12 @@ func OpenHost(caller, pidfd int) *Host {
 	}
 	root := at(first + "/root")
 	h.mounts, h.root = []uint64{at(first + "/ns/mnt").Ino, at("self/ns/mnt").Ino}, identity{root.Dev, root.Ino}
-	if st, err := h.stat(strconv.Itoa(caller) + "/ns/mnt"); err == nil { // or else it has ended, or started us from a pid namespace that we cannot see
+	st, err := h.stat(strconv.Itoa(caller) + "/ns/mnt")
+	if err == nil { // or else our parent has ended, or is in a pid namespace that we cannot see; its mount namespace is ours
 		h.mounts = append(h.mounts, st.Ino)
 	}
 	h.cgroupOK = at(first+"/ns/cgroup").Ino == at("self/ns/cgroup").Ino
-	DieIf(pidfd >= 0 && ended(pidfd), wire.Errorf(wire.NamespaceGone, "host", "cannot serve a caller that has ended"))
+	DieIf(pidfd >= 0 && (err != nil || ended(pidfd)), wire.Errorf(wire.NamespaceGone, "host", "cannot serve a caller that has ended"))
 	return h
 }
 
@@ -58,6 +59,12 @@ func (h *Host) Exe(pid int) string {
 	buf := make([]byte, unix.PathMax)
 	n, _ := unix.Readlinkat(h.Proc, strconv.Itoa(pid)+"/exe", buf)
 	return string(buf[:max(n, 0)])
+}
+
+// IsExe reports whether st is of the program that this process runs.
+func (h *Host) IsExe(st *unix.Stat_t) bool {
+	exe, err := h.stat("self/exe")
+	return err == nil && identity{exe.Dev, exe.Ino} == identity{st.Dev, st.Ino}
 }
 
 // stat follows the last component: that is how procfs' links to namespaces and roots are asked who they are.

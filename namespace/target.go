@@ -98,14 +98,19 @@ func (t *Target) pinRoot(h *Host) {
 	t.Root = Must(unix.Openat(h.Proc, t.dir+"root", unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0))(wire.System, "target", "cannot open the root directory of pid %d", t.PID)
 	Check(unix.Fstat(t.Root, &st), wire.System, "target", "cannot stat the root directory of pid %d", t.PID)
 	t.SharesHostRoot = identity{st.Dev, st.Ino} == h.root
-	if t.RootMount, _, err = MountOf(t.Root); err == nil {
-		_, err = StatMount(t.RootMount, t.NS.ID)
+	var on Mount
+	var stx unix.Statx_t
+	if t.RootMount, stx, err = MountOf(t.Root); err == nil {
+		on, err = StatMount(t.RootMount, t.NS.ID)
 	}
 	if err == unix.ENOSYS || err == unix.ENOTSUP {
 		Die(wire.Errorf(wire.UnsupportedKernel, "target", "cannot name a mount: the kernel lacks statmount or STATX_MNT_ID_UNIQUE").WithHint(newKernel))
 	} else if err != nil { // the process entered another namespace since its own was pinned: then its root is not in the pinned one (T15)
 		t.gone("it changed its mount namespace meanwhile")
 	}
+	// A process that is chrooted into a folder would make the names that the rules know mean others (T21).
+	DieIf(stx.Attributes&unix.STATX_ATTR_MOUNT_ROOT == 0 || on.Point != "/", wire.Errorf(wire.TargetForbidden, "target", "cannot attach into pid %d: its root is not that of its mount namespace", t.PID).
+		WithHint("name the container's first process; a process that is only chrooted is no container"))
 	if t.UserNS >= 0 {
 		t.UID, t.GID = t.mappedRoot(h, "uid_map"), t.mappedRoot(h, "gid_map")
 	}

@@ -44,6 +44,8 @@ func Order(list []*Attachment) {
 func (a *Attachment) Clone(t *namespace.Target) {
 	const flags = unix.OPEN_TREE_CLONE | unix.OPEN_TREE_CLOEXEC | unix.AT_RECURSIVE | unix.AT_EMPTY_PATH
 	a.tree = namespace.Must(unix.OpenTree(a.Source.fd, "", flags))(wire.SourceForbidden, "tree", "cannot clone the mount of %s", a.Source.Path)
+	// From here on nothing is mounted in it any more because it was mounted in the source.
+	namespace.Check(unix.MountSetattr(a.tree, "", unix.AT_EMPTY_PATH|unix.AT_RECURSIVE, &unix.MountAttr{Propagation: unix.MS_PRIVATE}), wire.System, "tree", "cannot make the clone of %s private", a.Source.Path)
 	unix.Close(a.Source.fd) // a table of more than 256 descriptors stalls as it grows (FACTS 16)
 	if !a.Mount.IDMap {
 		return
@@ -70,6 +72,14 @@ func (a *Attachment) Attach(allowShared bool) {
 	// The kernel follows to what is mounted on the place at that very moment. If the container was quick enough to mount something, the parent is another than the one that was judged.
 	if now, err := namespace.StatMount(a.ID, 0); err != nil || now.Parent != parent {
 		namespace.Die(wire.Errorf(wire.TargetForbidden, "attach", "cannot attach at %s: the container mounted something there meanwhile", path))
+	}
+}
+
+// Release closes what would keep the attached volumes busy while the caller takes its time to read the reply.
+func Release(list []*Attachment) {
+	for _, a := range list {
+		unix.Close(a.tree)
+		unix.Close(a.Point.fd)
 	}
 }
 

@@ -101,6 +101,9 @@ func Confine(op string) {
 		c = volumeCaps
 	}
 	namespace.Check(capset(c, syscall.RawSyscall), wire.System, "capabilities", "cannot drop the capabilities that %s does not need", op)
+	var now [2]unix.CapUserData
+	err := unix.Capget(&unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}, &now[0])
+	namespace.DieIf(err != nil || Caps(now[0].Permitted)|Caps(now[1].Permitted)<<32 != c, wire.Errorf(wire.Internal, "capabilities", "cannot go on with privilege: the thread kept what %s does not need", op))
 }
 
 // Relinquish drops every capability of the calling thread. It is the last step.

@@ -2,6 +2,7 @@ package privops
 
 import (
 	"cmp"
+	"fmt"
 	"slices"
 	"strconv"
 	"strings"
@@ -18,6 +19,7 @@ type Recorded struct {
 	Target   string   // container_path, for messages
 	Names    []string // resolved path, from the root that the container had then
 	Prefix   []string // of that root in the namespace, before the pivot
+	Root     string   // which directory that root was, as RootID says
 	Made     int      // how many of the last names were to be made
 	UID, GID int      // file system ids of the container's root
 }
@@ -26,20 +28,22 @@ func (r *Recorded) busy(format string, args ...any) {
 	namespace.Die(wire.Errorf(wire.Busy, "detach", "cannot detach %s: "+format, append([]any{r.Target}, args...)...).WithHint("end what uses it, or detach with --lazy"))
 }
 
-// Unused checks that nobody uses the mounts of list in the namespace that the calling thread has entered: that the container mounted nothing on or below them but what is in list too, and that no process
-// has anything open there. Dies of busy.
-func Unused(h *namespace.Host, ns namespace.NS, list []*Recorded) {
+// Unused checks that nobody uses the mounts of list in the namespace that the calling thread has entered: that no mount of keep, which are others' attachments, lies on or below them, and unless lazy that
+// the container mounted nothing there but what is in list too, and that no process has anything open there. Dies of busy.
+func Unused(h *namespace.Host, ns namespace.NS, list []*Recorded, keep []uint64, lazy bool) {
 	for _, r := range list {
 		m, err := namespace.StatMount(r.ID, 0)
 		if err == unix.ENOENT {
 			continue
 		}
 		below, e := namespace.ListMounts(m.ID, 0, 0, namespace.MaxMounts)
-		foreign := func(id uint64) bool { return !slices.ContainsFunc(list, func(o *Recorded) bool { return o.ID == id }) }
-		if err != nil || e != nil || slices.ContainsFunc(below, foreign) {
-			r.busy("the container mounted something on it or below it")
+		foreign := func(id uint64) bool {
+			return slices.Contains(keep, id) || !lazy && !slices.ContainsFunc(list, func(o *Recorded) bool { return o.ID == id })
 		}
-		if holders := h.Holders(ns, m); len(holders) > 0 {
+		if err != nil || e != nil || slices.ContainsFunc(below, foreign) {
+			r.busy("something else is mounted on it or below it")
+		}
+		if holders := h.Holders(ns, m); !lazy && len(holders) > 0 {
 			r.busy("it is in use by %s", strings.Join(holders, ", "))
 		}
 	}
@@ -50,13 +54,12 @@ func Unused(h *namespace.Host, ns namespace.NS, list []*Recorded) {
 func (r *Recorded) Detach(h *namespace.Host, lazy bool) {
 	m, err := namespace.StatMount(r.ID, 0)
 	if err == unix.ENOENT { // never came to be, or the container unmounted it itself
-		r.unmake(r.Names)
-		r.unmake(slices.Concat(r.Prefix, r.Names))
+		r.unmake("")
 		return
 	}
 	namespace.Check(err, wire.System, "detach", "cannot find the mount at %s", r.Target)
 	for id := uint64(0); id != r.ID; {
-		fd, err := openPoint(m)
+		fd, err := openPoint(m.Point)
 		if err != nil {
 			r.busy("the container covered or moved it (it was at %s): %v", m.Point, err)
 		}
@@ -66,13 +69,37 @@ func (r *Recorded) Detach(h *namespace.Host, lazy bool) {
 		namespace.Check(unmount(h, fd), wire.System, "detach", "cannot unmount %s", r.Target)
 		unix.Close(fd)
 	}
-	if strings.HasSuffix(m.Point, "/"+strings.Join(r.Names, "/")) { // or else it was moved, and the place is the container's own
-		r.unmake(strings.Split(m.Point[1:], "/"))
+	r.unmake(m.Point)
+}
+
+// unmake removes what was made for the mount, in the directory that was the container's root, wherever that is now: the namespace's root, or before the pivot the rootfs. A mount that was moved elsewhere
+// before it went, last seen at point, leaves its place to the container.
+func (r *Recorded) unmake(point string) {
+	for _, prefix := range [][]string{nil, r.Prefix} {
+		full := absolute(slices.Concat(prefix, r.Names)).String()
+		root, err := openPoint(absolute(prefix).String())
+		if err == nil && RootID(root) == r.Root && (point == "" || point == full) {
+			AsRoot(r.UID, r.GID, func() { RemoveMade(root, r.Names, r.Made) })
+			return
+		}
 	}
 }
 
-func openPoint(m namespace.Mount) (int, error) {
-	return unix.Openat2(unix.AT_FDCWD, m.Point, &unix.OpenHow{Flags: unix.O_PATH | unix.O_CLOEXEC, Resolve: unix.RESOLVE_NO_SYMLINKS | unix.RESOLVE_NO_MAGICLINKS})
+// RootID names a directory, to know it again.
+func RootID(fd int) string {
+	var st unix.Stat_t
+	err := unix.Fstat(fd, &st)
+	return fmt.Sprintf("%d:%d:%v", st.Dev, st.Ino, err)
+}
+
+// openPoint opens an absolute path in the namespace that the calling thread has entered.
+func openPoint(point string) (int, error) {
+	root, err := unix.Open("/", unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if err != nil || point == "" {
+		return -1, unix.ENOENT
+	}
+	defer unix.Close(root)
+	return Open(root, strings.FieldsFunc(point, func(r rune) bool { return r == '/' }), 0)
 }
 
 // liesOn reports whether the mount id was mounted on the mount base, directly or not: then it goes along with base anyway.
@@ -87,13 +114,6 @@ func liesOn(id, base uint64) bool {
 	return false
 }
 
-func (r *Recorded) unmake(names []string) {
-	if root, err := unix.Open("/", unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0); err == nil {
-		AsRoot(r.UID, r.GID, func() { RemoveMade(root, names, r.Made) })
-		unix.Close(root)
-	}
-}
-
 // unmount detaches the very mount that fd is on, whatever lies above it: the kernel is given the descriptor, through our procfs, not a path. What is mounted below goes along (MNT_DETACH, umount2(2)).
 func unmount(h *namespace.Host, fd int) error {
 	if err := unix.Fchdir(h.Proc); err != nil {
@@ -105,7 +125,7 @@ func unmount(h *namespace.Host, fd int) error {
 // Statfs returns the size of a mount's filesystem. The calling thread is left in the namespace.
 func Statfs(ns namespace.NS, m namespace.Mount) (fs unix.Statfs_t, err error) {
 	ns.Enter()
-	fd, err := openPoint(m)
+	fd, err := openPoint(m.Point)
 	defer unix.Close(fd)
 	id, _, e := namespace.MountOf(fd)
 	if cmp.Or(err, e) != nil || id != m.ID {

@@ -32,24 +32,34 @@ type Place struct {
 	sandboxPath wire.Path
 }
 
-// How openat2 resolves in one step, without any link: scoped to a root, or down to what lies below a directory.
-const (
-	inRoot = unix.RESOLVE_IN_ROOT | unix.RESOLVE_NO_SYMLINKS | unix.RESOLVE_NO_MAGICLINKS
-	down   = unix.RESOLVE_BENEATH | unix.RESOLVE_NO_SYMLINKS | unix.RESOLVE_NO_MAGICLINKS
-)
+// down is how openat2 takes one step: to what lies below, and never over a link.
+const down = unix.RESOLVE_BENEATH | unix.RESOLVE_NO_SYMLINKS | unix.RESOLVE_NO_MAGICLINKS
 
-func open(dir int, names []string, flags, resolve uint64) (int, error) {
-	return unix.Openat2(dir, "./"+strings.Join(names, "/"), &unix.OpenHow{Flags: flags | unix.O_CLOEXEC, Resolve: resolve})
-}
-
-// OpenBeneath opens the directory names beneath another, following no link.
-func OpenBeneath(dir int, names []string) (int, error) {
-	return open(dir, names, unix.O_PATH|unix.O_DIRECTORY, down)
+// Open opens names beneath the directory dir, as a handle only. It goes name by name, follows no link, and asks each mount that it comes to for its type before it looks anything up in it: a FUSE server is
+// never asked, since it could hang whoever does (EREMOTE, T45). ns is the id of the mount namespace that all of it is in; 0 is the calling thread's.
+func Open(dir int, names []string, ns uint64) (int, error) {
+	fd, err := unix.Openat(dir, ".", unix.O_PATH|unix.O_CLOEXEC, 0)
+	for i := 0; err == nil; i++ {
+		id, _, e := namespace.MountOf(fd)
+		on, e2 := namespace.StatMount(id, ns)
+		if err = cmp.Or(e, e2); err == nil && isFUSE(on.Type) {
+			err = unix.EREMOTE
+		}
+		next := -1
+		if err == nil && i == len(names) {
+			return fd, nil
+		} else if err == nil {
+			next, err = unix.Openat2(fd, names[i], &unix.OpenHow{Flags: unix.O_PATH | unix.O_CLOEXEC, Resolve: down})
+		}
+		unix.Close(fd)
+		fd = next
+	}
+	return -1, err
 }
 
 // NewPlace is the root of the target, or, if rootfs is not empty, that of a container that has not pivoted: a mountpoint in the target's namespace, while the process still has the host's root. Everything
-// is resolved through the target's pinned root (DESIGN section 4). Dies of target_forbidden.
-func NewPlace(t *namespace.Target, rules *Rules, rootfs wire.Path) *Place {
+// is resolved through the target's pinned root (DESIGN section 4). host is a descriptor of that rootfs on the host: it must be the same directory. Dies of target_forbidden.
+func NewPlace(t *namespace.Target, rules *Rules, rootfs wire.Path, host int) *Place {
 	p := &Place{target: t, rules: rules, root: t.Root, rootMount: t.RootMount, prefix: rootfs, sandbox: -1, onHost: t.SharesHostRoot && len(rootfs.Components) == 0}
 	if len(rootfs.Components) == 0 {
 		return p
@@ -60,16 +70,18 @@ func NewPlace(t *namespace.Target, rules *Rules, rootfs wire.Path) *Place {
 	if !t.SharesHostRoot {
 		refuse("the process has a root of its own already")
 	}
-	fd, err := open(t.Root, rootfs.Components, unix.O_PATH|unix.O_DIRECTORY, inRoot)
+	fd, err := Open(t.Root, rootfs.Components, t.NS.ID)
 	id, stx, e1 := namespace.MountOf(fd)
 	m, e2 := namespace.StatMount(id, t.NS.ID)
 	parent, e3 := namespace.StatMount(m.Parent, t.NS.ID)
-	switch err := cmp.Or(err, e1, e2, e3); {
+	_, there, e4 := namespace.MountOf(host)
+	inherited := there.Attributes&unix.STATX_ATTR_MOUNT_ROOT != 0 && parent.Point != m.Point // the host's own mount, and none on it
+	switch err := cmp.Or(err, e1, e2, e3, e4); {
 	case err != nil:
 		refuse(err.Error())
 	case stx.Attributes&unix.STATX_ATTR_MOUNT_ROOT == 0:
 		refuse("it is not a mountpoint in the container's namespace")
-	case m.Dev != parent.Dev: // an inherited mount of somebody else's root
+	case inherited || m.Dev != parent.Dev || !sameFile(fd, host): // somebody else's root, or another directory bound there
 		refuse("it is not bound onto itself, as a runtime does for the container that it starts")
 	}
 	p.root, p.rootMount = fd, id
@@ -78,7 +90,7 @@ func NewPlace(t *namespace.Target, rules *Rules, rootfs wire.Path) *Place {
 
 // UseSandbox names the sandbox directory: host is a descriptor of it on the host; the container must have that same directory at path. Dies of target_missing, target_forbidden.
 func (p *Place) UseSandbox(host int, path wire.Path) {
-	fd, err := open(p.root, path.Components, unix.O_PATH|unix.O_DIRECTORY, inRoot)
+	fd, err := Open(p.root, path.Components, p.target.NS.ID)
 	namespace.DieIf(err != nil, wire.Errorf(wire.TargetMissing, "target", "cannot find the sandbox directory %s in the container: %v", path, err).WithHint("mount it there before, or name the place with --sandbox-directory"))
 	namespace.DieIf(!sameFile(fd, host), wire.Errorf(wire.TargetForbidden, "target", "cannot use %s in the container as its sandbox: it is not the directory that was named", path))
 	p.sandMount, _, err = namespace.MountOf(fd)
@@ -105,6 +117,9 @@ func (m *Mountpoint) Path() string { return absolute(m.names).String() }
 func (m *Mountpoint) Prefix() string {
 	return strings.TrimSuffix(absolute(m.place.prefix.Components).String(), "/")
 }
+
+// Root returns the RootID of the root that Path begins at.
+func (m *Mountpoint) Root() string { return RootID(m.place.root) }
 
 // InSandbox returns the part of the path below the sandbox directory.
 func (m *Mountpoint) InSandbox() string {
@@ -175,21 +190,8 @@ func (m *Mountpoint) walk(path wire.Path) {
 		namespace.DieIf(p.sandbox < 0, wire.Errorf(wire.InvalidRequest, "target", "cannot use the relative path %s: no sandbox directory was named", path).WithHint("name it with --directory"))
 		m.fd, m.names = p.sandbox, p.sandboxPath.Components
 	}
-	mount, links, linked := uint64(0), 0, 0 // linked: how many of todo came out of a link
-	for {
-		id, _, err := namespace.MountOf(m.fd)
-		atFault(path, m.names, err)
-		if id != mount {
-			on, err := namespace.StatMount(id, p.target.NS.ID)
-			atFault(path, m.names, err)
-			if refused(on.Type) {
-				forbid(path, absolute(m.names).String()+" is on a "+on.Type+" filesystem")
-			}
-			mount = id
-		}
-		if len(todo) == 0 {
-			return
-		}
+	links, linked := 0, 0 // linked: how many of todo came out of a link
+	for p.judgeMount(m.fd, path, m.names); len(todo) > 0; {
 		if links > maxLinks {
 			atFault(path, m.names, unix.ELOOP)
 		}
@@ -212,6 +214,7 @@ func (m *Mountpoint) walk(path wire.Path) {
 			namespace.Die(wire.Errorf(wire.TargetMissing, "target", "cannot resolve %s in the container: a link on the way leads to %s, which does not exist", path, absolute(at)))
 		}
 		atFault(path, at, err)
+		p.judgeMount(next, path, at) // before it is asked anything else
 		todo, linked = todo[1:], max(linked-1, 0)
 		text := make([]byte, unix.PathMax)
 		n, err := unix.Readlinkat(next, "", text)
@@ -226,6 +229,16 @@ func (m *Mountpoint) walk(path wire.Path) {
 		}
 		target := slices.DeleteFunc(strings.Split(string(text[:n]), "/"), func(c string) bool { return c == "" || c == "." })
 		todo, linked, links = append(target, todo...), linked+len(target), links+1
+	}
+}
+
+// judgeMount refuses what lies on a filesystem on and under which nothing is attached: where programs believe what the kernel says, and where a server could hang whoever looks.
+func (p *Place) judgeMount(fd int, path wire.Path, at []string) {
+	id, _, err := namespace.MountOf(fd)
+	on, e := namespace.StatMount(id, p.target.NS.ID)
+	atFault(path, at, cmp.Or(err, e))
+	if slices.Contains([]string{"proc", "sysfs", "cgroup", "cgroup2", "devtmpfs"}, on.Type) || isFUSE(on.Type) {
+		forbid(path, absolute(at).String()+" is on a "+on.Type+" filesystem")
 	}
 }
 
@@ -246,7 +259,7 @@ func (m *Mountpoint) moveTo(fd int) {
 // before anything is visible.
 func (m *Mountpoint) moveInto(outer *Mountpoint, tree int) {
 	rest := m.names[len(outer.names):]
-	fd, err := open(tree, rest, unix.O_PATH, down)
+	fd, err := unix.Openat2(tree, strings.Join(rest, "/"), &unix.OpenHow{Flags: unix.O_PATH | unix.O_CLOEXEC, Resolve: down}) // judged already, mount by mount
 	namespace.DieIf(err != nil, wire.Errorf(wire.TargetMissing, "target", "cannot attach at %s: it lies in the volume at %s, where %s does not exist or is a link (%v)", m.Path(), outer.Path(), strings.Join(rest, "/"), err))
 	m.moveTo(fd)
 	m.missing, m.inVol = 0, true
@@ -306,7 +319,7 @@ func (m *Mountpoint) Check() {
 		return
 	}
 	AsRoot(m.place.target.UID, m.place.target.GID, func() {
-		fd, err := open(m.place.root, m.names, unix.O_PATH, inRoot)
+		fd, err := Open(m.place.root, m.names, m.place.target.NS.ID)
 		a, _, e1 := namespace.MountOf(fd)
 		b, stx, e2 := namespace.MountOf(m.fd)
 		namespace.DieIf(cmp.Or(err, e1, e2) != nil || a != b || !sameFile(fd, m.fd), wire.Errorf(wire.TargetForbidden, "attach", "cannot attach at %s: the container changed the path meanwhile", m.Path()))
@@ -325,7 +338,7 @@ func (m *Mountpoint) Unmake() {
 func RemoveMade(root int, names []string, n int) {
 	for ; n > 0; n, names = n-1, names[:len(names)-1] {
 		name := names[len(names)-1]
-		dir, err := open(root, names[:len(names)-1], unix.O_PATH|unix.O_DIRECTORY, down)
+		dir, err := Open(root, names[:len(names)-1], 0)
 		if err != nil {
 			return
 		}
@@ -367,11 +380,6 @@ func fits(path wire.Path, mode uint32, dir bool) {
 	} else if !dir && kind != unix.S_IFREG {
 		namespace.Die(wire.Errorf(wire.InvalidRequest, "target", "cannot attach at %s: the volume is a single file, and that is none", path))
 	}
-}
-
-// refused are the filesystems on and under which nothing is attached: where programs believe what the kernel says, and where a server could hang whoever looks (T45).
-func refused(fstype string) bool {
-	return slices.Contains([]string{"proc", "sysfs", "cgroup", "cgroup2", "devtmpfs"}, fstype) || isFUSE(fstype)
 }
 
 func forbid(path wire.Path, why string) {

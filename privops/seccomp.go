@@ -39,7 +39,7 @@ var allowed = []struct {
 	{unix.SYS_OPEN_BY_HANDLE_AT, "a namespace by its id; without CAP_DAC_READ_SEARCH it opens no file"}, {unix.SYS_OPEN_TREE, "attach"}, {unix.SYS_MOUNT_SETATTR, "attach"},
 	{unix.SYS_MOVE_MOUNT, "attach"}, {unix.SYS_FSOPEN, "stage: tmpfs"}, {unix.SYS_FSCONFIG, "stage: tmpfs"}, {unix.SYS_FSMOUNT, "stage: tmpfs"}, {unix.SYS_FCHDIR, "stage, unmount"},
 	{unix.SYS_CHROOT, "stage"}, {unix.SYS_DUP3, "stage: the child"}, {unix.SYS_WAIT4, "stage: the child"}, {unix.SYS_UMOUNT2, "detach, undo"}, {unix.SYS_SETFSUID, "as the container's root"},
-	{unix.SYS_SETFSGID, "as the container's root"}, {unix.SYS_CAPSET, "drop more"},
+	{unix.SYS_SETFSGID, "as the container's root"}, {unix.SYS_CAPSET, "drop more"}, {unix.SYS_CAPGET, "read it back"},
 }
 
 // deadly are the system calls that nothing here could mean.

@@ -16,6 +16,7 @@ type SourceRoot struct {
 	Sealed            bool // a folder above it is root's and lets nobody else through
 	RequireMountpoint bool
 	AllowFUSE         bool
+	Ours              bool // the local driver's folder, in which nobody mounts
 }
 
 // A Source is a directory or file to attach, pinned: from here on it is only its descriptor. It is sealed: a container that writes a setuid file into the volume must not thereby have one on the host
@@ -26,6 +27,7 @@ type Source struct {
 	IsDir     bool
 	private   bool // sealed by a folder above it, and so are the mounts in it
 	allowFUSE bool
+	mounts    int // how many mounts lie in it on the host; -1: not counted
 }
 
 func (s *Source) forbid(format string, args ...any) *wire.Error {
@@ -52,10 +54,13 @@ func PinSource(root SourceRoot, asked string, path, subpath []string) *Source {
 		namespace.DieIf(err != nil, s.forbid("%v", err))
 		if i == len(all) {
 			s.judge(&st, mount)
+			if s.mounts = -1; !root.Ours {
+				s.mounts = mountsIn(mount.ID, strings.TrimRight(asked, "/")+strings.Join(append([]string{""}, subpath...), "/")+"/")
+			}
 			return s
 		}
 		s.private = s.private || st.Uid == 0 && st.Mode&0o011 == 0 // not even the group: with an ACL its bits are the mask
-		next, err := open(s.fd, all[i:i+1], unix.O_PATH, down)
+		next, err := unix.Openat2(s.fd, all[i], &unix.OpenHow{Flags: unix.O_PATH | unix.O_CLOEXEC, Resolve: down})
 		namespace.DieIf(err != nil, s.forbid("%s: %v", strings.Join(all[:i+1], "/"), err))
 		unix.Close(s.fd)
 		s.fd = next
@@ -73,6 +78,21 @@ func (s *Source) judge(st *unix.Stat_t, on namespace.Mount) {
 		namespace.Die(s.forbid("it is not sealed: users of the host can reach it, and its mount lacks nosuid or nodev").
 			WithHint("chmod 0700 a folder of root's above it, or mount it with nosuid,nodev: otherwise a setuid file that a container writes there is setuid on the host"))
 	}
+}
+
+// mountsIn counts the mounts below the mount id whose path begins with prefix.
+func mountsIn(id uint64, prefix string) (count int) {
+	for last, n := uint64(0), namespace.MaxMounts; n == namespace.MaxMounts; {
+		ids, err := namespace.ListMounts(id, last, 0, namespace.MaxMounts)
+		namespace.Check(err, wire.System, "source", "cannot list the mounts below %s", prefix)
+		n = len(ids)
+		for _, last = range ids {
+			if m, err := namespace.StatMount(last, 0); err == nil && strings.HasPrefix(m.Point+"/", prefix) {
+				count++
+			}
+		}
+	}
+	return count
 }
 
 // strips reports whether a mount takes setuid bits and device nodes away.

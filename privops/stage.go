@@ -67,7 +67,7 @@ func (a *Attachment) stage(top int, name string) {
 	}
 	check(unix.MoveMount(a.tree, "", top, name, unix.MOVE_MOUNT_F_EMPTY_PATH))
 	a.judgeMounts()
-	check(unix.MountSetattr(a.tree, "", unix.AT_EMPTY_PATH|unix.AT_RECURSIVE, &unix.MountAttr{Attr_set: a.Attr, Propagation: unix.MS_PRIVATE}))
+	check(unix.MountSetattr(a.tree, "", unix.AT_EMPTY_PATH|unix.AT_RECURSIVE, &unix.MountAttr{Attr_set: a.Attr}))
 }
 
 // judgeMounts judges what else is mounted in the source.
@@ -75,6 +75,7 @@ func (a *Attachment) judgeMounts() {
 	id, _, err := namespace.MountOf(a.tree)
 	namespace.Check(err, wire.System, "stage", "cannot examine %s", a.Source.Path)
 	below, err := namespace.ListMounts(id, 0, 0, namespace.MaxMounts)
+	namespace.DieIf(a.Source.mounts >= 0 && a.Source.mounts != len(below), a.Source.forbid("of the %d mounts in it %d could be cloned (one may be unbindable), so that what the others cover would show", a.Source.mounts, len(below)))
 	namespace.DieIf(err != nil || len(below) == namespace.MaxMounts, a.Source.forbid("the mounts in it cannot be listed, or are %d or more", namespace.MaxMounts))
 	for _, sub := range below {
 		m, err := namespace.StatMount(sub, 0)

@@ -2,7 +2,6 @@ package privops
 
 import (
 	"strconv"
-	"strings"
 
 	"golang.org/x/sys/unix"
 
@@ -72,10 +71,14 @@ func (v *Volumes) Remove(name string) {
 		namespace.DieIf(err == unix.EBUSY || err == unix.EXDEV, wire.Errorf(wire.Busy, "volume", "cannot remove the local volume %s: something is mounted in it", name).WithHint("see findmnt"))
 		namespace.Check(err, wire.System, "volume", "cannot remove the local volume %s", name)
 	}
-	check(v.mounted(name))
+	id, _, err := namespace.MountOf(v.FD)
+	check(err)
+	if mountsIn(id, v.Path+"/"+name+"/") > 0 { // before anything is removed
+		check(unix.EBUSY)
+	}
 	gone := ".gone-" + name
 	left := v.purge(gone) // of a removal that was interrupted
-	err := unix.Renameat2(v.FD, name, v.FD, gone, unix.RENAME_NOREPLACE)
+	err = unix.Renameat2(v.FD, name, v.FD, gone, unix.RENAME_NOREPLACE)
 	namespace.DieIf(err == unix.ENOENT && left == unix.ENOENT, wire.Errorf(wire.VolumeNotFound, "volume", "cannot remove the local volume %s: there is none", name))
 	if left != unix.ENOENT {
 		check(left)
@@ -84,22 +87,6 @@ func (v *Volumes) Remove(name string) {
 		check(err)
 		check(v.purge(gone))
 	}
-}
-
-// mounted looks for mounts on or in the volume, so that nothing is removed before one is met. EBUSY: there is one.
-func (v *Volumes) mounted(name string) error {
-	id, _, err := namespace.MountOf(v.FD)
-	for last, n := uint64(0), namespace.MaxMounts; err == nil && n == namespace.MaxMounts; {
-		var ids []uint64
-		ids, err = namespace.ListMounts(id, last, 0, namespace.MaxMounts)
-		n = len(ids)
-		for _, last = range ids {
-			if m, e := namespace.StatMount(last, 0); e == nil && strings.HasPrefix(m.Point+"/", v.Path+"/"+name+"/") {
-				return unix.EBUSY
-			}
-		}
-	}
-	return err
 }
 
 // purge empties and removes the directory top. The tree may be deeper than there are descriptors: what a directory holds that is not empty is moved up to top, under a new name, and emptied there, so no

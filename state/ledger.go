@@ -32,6 +32,7 @@ type LedgerMount struct {
 	ID               uint64 // STATX_MNT_ID_UNIQUE
 	Path             string // resolved, from the root that the container had
 	Prefix           string // of that root in the namespace, before the pivot
+	Root             string // which directory that root was
 	HostPath         string // where the host sees it, in a sandbox directory or a named rootfs; "" for others
 	Made             int    // how many of Path's last components were to be made
 	RootUID, RootGID int    // file system ids of the container's root user
@@ -141,7 +142,7 @@ func (r *LedgerRecord) encode() []byte {
 	m := &wire.Message{Head: wire.Pairs("ns", num(r.NS), "inode", num(r.Inode))}
 	for _, x := range r.Mounts {
 		m.Blocks = append(m.Blocks, wire.Pairs("mount", x.Target, "uid", num(uint64(x.UID)), "owner", x.Owner, "container", x.Container, "pid", num(uint64(x.PID)), "source", x.Source, "mode", x.Mode,
-			"id", num(x.ID), "path", x.Path, "prefix", x.Prefix, "host", x.HostPath, "made", num(uint64(x.Made)), "root-uid", num(uint64(x.RootUID)), "root-gid", num(uint64(x.RootGID))))
+			"id", num(x.ID), "path", x.Path, "prefix", x.Prefix, "root", x.Root, "host", x.HostPath, "made", num(uint64(x.Made)), "root-uid", num(uint64(x.RootUID)), "root-gid", num(uint64(x.RootGID))))
 	}
 	return m.Encode()
 }
@@ -159,7 +160,7 @@ func parseLedger(payload []byte) (*LedgerRecord, error) {
 	r := &LedgerRecord{NS: num(m.Head, "ns"), Inode: num(m.Head, "inode")}
 	for _, b := range m.Blocks {
 		r.Mounts = append(r.Mounts, LedgerMount{UID: uint32(num(b, "uid")), Owner: b.Get("owner"), Container: b.Get("container"), PID: int(num(b, "pid")), Target: b.Get("mount"), Source: b.Get("source"),
-			Mode: b.Get("mode"), ID: num(b, "id"), Path: b.Get("path"), Prefix: b.Get("prefix"), HostPath: b.Get("host"), Made: int(num(b, "made")), RootUID: int(num(b, "root-uid")), RootGID: int(num(b, "root-gid"))})
+			Mode: b.Get("mode"), ID: num(b, "id"), Path: b.Get("path"), Prefix: b.Get("prefix"), Root: b.Get("root"), HostPath: b.Get("host"), Made: int(num(b, "made")), RootUID: int(num(b, "root-uid")), RootGID: int(num(b, "root-gid"))})
 	}
 	return r, err
 }

@@ -6,7 +6,6 @@ import (
 	"hash/fnv"
 	"os"
 	"strings"
-	"syscall"
 
 	"golang.org/x/sys/unix"
 
@@ -32,7 +31,7 @@ func Key(parts ...string) uint64 {
 
 // Lock waits for the lock of key. Errors: timeout when ctx ends first, system.
 func (s *Store) Lock(ctx context.Context, key uint64) (*Lock, error) {
-	f, err := s.root.OpenFile(lockFile, os.O_RDWR|os.O_CREATE|syscall.O_NOFOLLOW, 0o600)
+	f, err := s.root.OpenFile(lockFile, os.O_RDWR|os.O_CREATE, 0o600)
 	if err != nil {
 		return nil, s.failed("open", lockFile, err)
 	}

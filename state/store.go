@@ -83,7 +83,10 @@ func decode(data []byte) (Record, error) {
 
 // Read returns the record name. Errors: not_found, which matches fs.ErrNotExist; state_corrupt for one that cannot be trusted; system.
 func (s *Store) Read(name string) (Record, error) {
-	f, err := s.root.OpenFile(name+ext, os.O_RDONLY|syscall.O_NOFOLLOW|syscall.O_NONBLOCK, 0)
+	f, err := (*os.File)(nil), error(syscall.ELOOP)
+	if info, e := s.root.Lstat(name + ext); e != nil || info.Mode()&fs.ModeSymlink == 0 { // os.Root follows links that stay within it
+		f, err = s.root.OpenFile(name+ext, os.O_RDONLY|syscall.O_NONBLOCK, 0)
+	}
 	if errors.Is(err, fs.ErrNotExist) {
 		return Record{}, wire.Errorf(wire.NotFound, "state", "cannot find the record %s/%s", s.dir, name).Because(fs.ErrNotExist)
 	} else if err != nil && !errors.Is(err, syscall.ELOOP) {
@@ -91,8 +94,9 @@ func (s *Store) Read(name string) (Record, error) {
 	}
 	defer f.Close()
 	r, why := Record{}, errors.New("it is not a regular file of ours, of link count 1 and bounded size")
+	// a link count of 0 is that of a record that was replaced while it was opened
 	if info, e := f.Stat(); e == nil && err == nil {
-		if st := info.Sys().(*syscall.Stat_t); info.Mode().IsRegular() && st.Nlink == 1 && st.Uid == s.uid && st.Size <= MaxRecord {
+		if st := info.Sys().(*syscall.Stat_t); info.Mode().IsRegular() && st.Nlink <= 1 && st.Uid == s.uid && st.Size <= MaxRecord {
 			data, err := io.ReadAll(io.LimitReader(f, MaxRecord+1))
 			if err != nil {
 				return Record{}, s.failed("read", name, err)
@@ -108,6 +112,9 @@ func (s *Store) Read(name string) (Record, error) {
 
 // Write makes payload the record name, whole or not at all. When it returns without error the record is on disk. Errors have the code system.
 func (s *Store) Write(name string, payload []byte) error {
+	if len(payload) > MaxRecord-1024 { // the first line is shorter
+		return wire.Errorf(wire.LimitExceeded, "state", "cannot write the record %s/%s: it would be over %d bytes", s.dir, name, MaxRecord)
+	}
 	f, err := renameio.NewPendingFile(name+ext, renameio.WithRoot(s.root), renameio.WithPermissions(0o600))
 	if err == nil {
 		defer f.Cleanup()
@@ -155,8 +162,8 @@ func (s *Store) MoveAside(name string) (string, error) {
 func (s *Store) SweepTemporary(mine func(record string) bool) error {
 	entries, err := s.entries()
 	for _, e := range entries { // renameio names them "." + file + a random number
-		name, ok := strings.CutSuffix(strings.TrimRight(strings.TrimPrefix(e, "."), "0123456789"), ext)
-		if ok && e != name+ext && mine(name) {
+		name, ok := strings.CutSuffix(strings.TrimRight(e, "0123456789"), ext)
+		if name, dot := strings.CutPrefix(name, "."); ok && dot && mine(name) {
 			if e := s.root.Remove(e); e != nil && !errors.Is(e, fs.ErrNotExist) {
 				err = cmp.Or(err, s.failed("remove a temporary file of", name, e))
 			}

@@ -130,35 +130,37 @@ func TestRecordThatCannotBeTrusted(t *testing.T) {
 	write := func(data []byte) func(*testing.T, string) {
 		return func(t *testing.T, path string) { must(t, os.WriteFile(path, data, 0o600)) }
 	}
+	head := len(encode(bootID, make([]byte, MaxRecord))) - MaxRecord
 	cases := map[string]func(t *testing.T, path string){
-		"empty":                         write(nil),
-		"a newline":                     write([]byte("\n")),
-		"zeros":                         write(make([]byte, 4096)),
-		"with a byte more":              write(append(slices.Clone(good), 'x')),
-		"twice":                         write(append(slices.Clone(good), good...)),
-		"with a byte before":            write(append([]byte{' '}, good...)),
-		"of a newer schema":             write(sign("bindgate-record schema=2 boot="+bootID+" size=8 ", "payload\n")),
-		"of a schema far away":          write(sign("bindgate-record schema=99999999999999999999 boot="+bootID+" size=8 ", "payload\n")),
-		"of schema 0":                   write(sign("bindgate-record schema=0 boot="+bootID+" size=8 ", "payload\n")),
-		"of a negative schema":          write(sign("bindgate-record schema=-1 boot="+bootID+" size=8 ", "payload\n")),
-		"with a schema of another form": write(sign("bindgate-record schema=01 boot="+bootID+" size=8 ", "payload\n")),
-		"with a size too small":         write(sign("bindgate-record schema=1 boot="+bootID+" size=7 ", "payload\n")),
-		"with a size too large":         write(sign("bindgate-record schema=1 boot="+bootID+" size=9 ", "payload\n")),
-		"with a negative size":          write(sign("bindgate-record schema=1 boot="+bootID+" size=-8 ", "payload\n")),
-		"with a signed size":            write(sign("bindgate-record schema=1 boot="+bootID+" size=+8 ", "payload\n")),
-		"with two spaces":               write(sign("bindgate-record schema=1  boot="+bootID+" size=8 ", "payload\n")),
-		"without a boot":                write(sign("bindgate-record schema=1 boot= size=8 ", "payload\n")),
-		"with a field more":             write(sign("bindgate-record schema=1 boot="+bootID+" size=8 more=1 ", "payload\n")),
-		"with a checksum in capitals":   write(bytes.Replace(good, good[bytes.Index(good, []byte("crc32c=")):], bytes.ToUpper(good[bytes.Index(good, []byte("crc32c=")):]), 1)),
-		"without a checksum":            write([]byte("bindgate-record schema=1 boot=" + bootID + " size=8\npayload\n")),
-		"with Windows' line ends":       write(bytes.ReplaceAll(good, []byte("\n"), []byte("\r\n"))),
-		"JSON":                          write([]byte(`{"schema":1}`)),
-		"100 MB long":                   func(t *testing.T, path string) { write(good)(t, path); must(t, os.Truncate(path, 100e6)) },
-		"a byte over the limit":         func(t *testing.T, path string) { write(good)(t, path); must(t, os.Truncate(path, MaxRecord+1)) },
-		"a directory":                   func(t *testing.T, path string) { must(t, os.Mkdir(path, 0o700)) },
-		"a FIFO":                        func(t *testing.T, path string) { must(t, syscall.Mkfifo(path, 0o600)) },
-		"a symlink to nowhere":          func(t *testing.T, path string) { must(t, os.Symlink("nowhere", path)) },
-		"a symlink to itself":           func(t *testing.T, path string) { must(t, os.Symlink(filepath.Base(path), path)) },
+		"empty":                            write(nil),
+		"a newline":                        write([]byte("\n")),
+		"zeros":                            write(make([]byte, 4096)),
+		"with a byte more":                 write(append(slices.Clone(good), 'x')),
+		"twice":                            write(append(slices.Clone(good), good...)),
+		"with a byte before":               write(append([]byte{' '}, good...)),
+		"of a newer schema":                write(sign("bindgate-record schema=2 boot="+bootID+" size=8 ", "payload\n")),
+		"of a schema far away":             write(sign("bindgate-record schema=99999999999999999999 boot="+bootID+" size=8 ", "payload\n")),
+		"of schema 0":                      write(sign("bindgate-record schema=0 boot="+bootID+" size=8 ", "payload\n")),
+		"of a negative schema":             write(sign("bindgate-record schema=-1 boot="+bootID+" size=8 ", "payload\n")),
+		"with a schema of another form":    write(sign("bindgate-record schema=01 boot="+bootID+" size=8 ", "payload\n")),
+		"with a size too small":            write(sign("bindgate-record schema=1 boot="+bootID+" size=7 ", "payload\n")),
+		"with a size too large":            write(sign("bindgate-record schema=1 boot="+bootID+" size=9 ", "payload\n")),
+		"with a negative size":             write(sign("bindgate-record schema=1 boot="+bootID+" size=-8 ", "payload\n")),
+		"with a signed size":               write(sign("bindgate-record schema=1 boot="+bootID+" size=+8 ", "payload\n")),
+		"with two spaces":                  write(sign("bindgate-record schema=1  boot="+bootID+" size=8 ", "payload\n")),
+		"without a boot":                   write(sign("bindgate-record schema=1 boot= size=8 ", "payload\n")),
+		"with a field more":                write(sign("bindgate-record schema=1 boot="+bootID+" size=8 more=1 ", "payload\n")),
+		"with a checksum in capitals":      write(bytes.Replace(good, good[bytes.Index(good, []byte("crc32c=")):], bytes.ToUpper(good[bytes.Index(good, []byte("crc32c=")):]), 1)),
+		"without a checksum":               write([]byte("bindgate-record schema=1 boot=" + bootID + " size=8\npayload\n")),
+		"with Windows' line ends":          write(bytes.ReplaceAll(good, []byte("\n"), []byte("\r\n"))),
+		"JSON":                             write([]byte(`{"schema":1}`)),
+		"100 MB long":                      func(t *testing.T, path string) { write(good)(t, path); must(t, os.Truncate(path, 100e6)) },
+		"a byte over the limit":            func(t *testing.T, path string) { write(good)(t, path); must(t, os.Truncate(path, MaxRecord+1)) },
+		"whole, but a byte over the limit": write(encode(bootID, make([]byte, MaxRecord+1-head))),
+		"a directory":                      func(t *testing.T, path string) { must(t, os.Mkdir(path, 0o700)) },
+		"a FIFO":                           func(t *testing.T, path string) { must(t, syscall.Mkfifo(path, 0o600)) },
+		"a symlink to nowhere":             func(t *testing.T, path string) { must(t, os.Symlink("nowhere", path)) },
+		"a symlink to itself":              func(t *testing.T, path string) { must(t, os.Symlink(filepath.Base(path), path)) },
 		"a symlink to a good record": func(t *testing.T, path string) {
 			write(good)(t, filepath.Dir(path)+"/good")
 			must(t, os.Symlink("good", path))
@@ -173,14 +175,14 @@ func TestRecordThatCannotBeTrusted(t *testing.T) {
 			must(t, os.Chown(path, 12345, 0))
 		},
 	}
-	for n := range good {
+	for _, n := range []int{1, 20, bytes.IndexByte(good, '\n'), bytes.IndexByte(good, '\n') + 1, len(good) - 1} {
 		cases[fmt.Sprintf("torn at byte %d", n)] = write(good[:n])
 	}
-	for name, make := range cases {
+	for name, put := range cases {
 		t.Run(name, func(t *testing.T) {
 			dir := t.TempDir()
 			s := open(t, dir)
-			make(t, dir+"/a.rec")
+			put(t, dir+"/a.rec")
 			must(t, s.Write("other", []byte("fine")))
 			if r, err := s.Read("a"); err == nil {
 				t.Fatalf("it is trusted: %q", r.Payload)
@@ -204,8 +206,13 @@ func TestRecordThatCannotBeTrusted(t *testing.T) {
 	}
 }
 
-func TestEveryFlippedBitIsFound(t *testing.T) {
+func TestEveryFlippedBitAndEveryTearIsFound(t *testing.T) {
 	good := encode(bootID, []byte("payload of\x00a record\n"))
+	for n := range good {
+		if r, err := decode(good[:n]); err == nil {
+			t.Errorf("torn at byte %d: %+v", n, r)
+		}
+	}
 	for i := range good {
 		for bit := range 8 {
 			bad := slices.Clone(good)
@@ -231,10 +238,10 @@ func TestEveryFlippedBitIsFound(t *testing.T) {
 
 func TestRecordTellsOfWhichBootItIs(t *testing.T) {
 	dir := t.TempDir()
-	before, err := Open(dir, "11111111-aaaa-bbbb-cccc-000000000000", false)
+	before, err := Open(dir, "another-boot", false)
 	must(t, err)
 	must(t, before.Write("a", []byte("x")))
-	if r, err := open(t, dir).Read("a"); err != nil || r.Boot != before.Boot() {
+	if r, err := open(t, dir).Read("a"); err != nil || r.Boot != "another-boot" {
 		t.Errorf("%+v, %v", r, err)
 	}
 }
