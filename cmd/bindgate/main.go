@@ -1,5 +1,6 @@
 // Command bindgate is the unprivileged side of bindgate: it parses jobs, talks to volume drivers, keeps the references and the journal, and asks
-// bindgate-helper to attach. Started as root it becomes the policy user first. See `bindgate help`.
+// bindgate-helper to attach. Started as root it becomes the policy user first. Called as dvdcli, it is that. See `bindgate help`
+// and `dvdcli help`.
 package main
 
 import (
@@ -9,5 +10,5 @@ import (
 )
 
 func main() {
-	os.Exit(cli.Main(os.Args[1:], cli.Streams{In: os.Stdin, Out: os.Stdout, Err: os.Stderr}))
+	os.Exit(cli.Main(os.Args, cli.Streams{In: os.Stdin, Out: os.Stdout, Err: os.Stderr}))
 }

@@ -1,4 +1,4 @@
-// Package cli is the command line of bindgate: one file for each group of commands, over package lifecycle. Main is all that a program needs.
+// Package cli is the command line of bindgate, and of dvdcli: one file for each group of commands, over package lifecycle. Main is all that a program needs.
 //
 // What the package promises is DESIGN section 8: stdout carries data only, errors go to stderr in two forms, and the exit status is the class of the
 // error's code. Before it reads a job or asks a driver it has become the policy user, or refused.
@@ -12,6 +12,7 @@ import (
 	"log/slog"
 	"os"
 	"os/signal"
+	"path/filepath"
 	"strings"
 	"syscall"
 	"time"
@@ -34,6 +35,7 @@ type Streams struct {
 // app is one run of the command.
 type app struct {
 	Streams
+	name   string                         // by which it was called
 	become func(*config.Policy) error     // give up root, or refuse
 	load   func() (*config.Policy, error) // policy.toml
 	seam   func(*lifecycle.Options)       // for tests
@@ -50,17 +52,25 @@ type session struct {
 	policy *config.Policy
 }
 
-// Main runs the command and returns its exit status.
+// Main runs the command as the program that it was called as, bindgate or dvdcli, and returns its exit status. args begins with that name.
 func Main(args []string, s Streams) int {
-	a := &app{Streams: s, become: become, load: config.LoadPolicy}
-	return a.run(args)
+	a := &app{Streams: s, name: "bindgate", become: become, load: config.LoadPolicy}
+	if len(args) > 0 && filepath.Base(args[0]) == dvdcliName {
+		a.name = dvdcliName
+	}
+	return a.run(args[min(1, len(args)):])
 }
 
 func (a *app) run(args []string) int {
 	ctx, signalled, stop := interruptible()
 	defer stop()
-	a.output = wantsJSON(args) // for an error that comes before the flags are read
-	root := a.root()
+	var root *cobra.Command
+	if a.name == dvdcliName {
+		root = a.dvdcli()
+	} else {
+		a.output = wantsJSON(args) // for an error that comes before the flags are read
+		root = a.root()
+	}
 	root.SetArgs(args)
 	root.SetIn(a.In)
 	root.SetOut(a.Out)
@@ -70,6 +80,9 @@ func (a *app) run(args []string) int {
 		return 0
 	}
 	status := a.report(err)
+	if a.name == dvdcliName {
+		return 1
+	}
 	if s := signalled(); s != nil {
 		return 128 + int(s.(syscall.Signal))
 	}
@@ -121,6 +134,10 @@ func usageError(format string, args ...any) *wire.Error {
 	return wire.Errorf(wire.Usage, "usage", format, args...)
 }
 
+func flagError(cmd *cobra.Command, err error) error {
+	return usageError("cannot read the command line: %v", err).WithHint("%s --help", cmd.CommandPath())
+}
+
 func (a *app) root() *cobra.Command {
 	root := &cobra.Command{
 		Use:   "bindgate",
@@ -148,9 +165,7 @@ as anyone else it refuses. Who may use which volume is decided by the [[rule]]s 
 		},
 	}
 	root.SetVersionTemplate("bindgate {{.Version}}\n")
-	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
-		return usageError("cannot read the command line: %v", err).WithHint("%s --help", cmd.CommandPath())
-	})
+	root.SetFlagErrorFunc(flagError)
 	f := root.PersistentFlags()
 	f.StringVar(&a.owner, "owner", lifecycle.DefaultOwner, "whose records these are: each agent on a host has its own")
 	f.DurationVar(&a.timeout, "timeout", 0, "give up after this time, such as 90s (default: each stage has its own, in policy.toml)")
@@ -206,7 +221,7 @@ func (a *app) start(cmd *cobra.Command) (context.Context, *session, error) {
 
 // report writes an error to stderr and returns its exit status.
 func (a *app) report(err error) int {
-	e := asError(err)
+	e := a.asError(err)
 	if a.output == "json" {
 		writeJSON(a.Err, struct {
 			Schema string           `json:"schema"`
@@ -214,7 +229,7 @@ func (a *app) report(err error) int {
 		}{lifecycle.Schema, e})
 		return e.Exit()
 	}
-	fmt.Fprintf(a.Err, "bindgate: %s%s%s\n", oneLine(e.Message), steps("undone", e.Undone), steps("left", e.Left))
+	fmt.Fprintf(a.Err, "%s: %s%s%s\n", a.name, oneLine(e.Message), steps("undone", e.Undone), steps("left", e.Left))
 	if e.Hint != "" {
 		fmt.Fprintf(a.Err, "hint: %s\n", printable(e.Hint, true))
 	}
@@ -238,7 +253,7 @@ func steps(what string, list []lifecycle.Step) string {
 }
 
 // asError makes an error of the contract of any error. What has no code comes from the parser of the command line.
-func asError(err error) *lifecycle.Error {
+func (a *app) asError(err error) *lifecycle.Error {
 	var e *lifecycle.Error
 	if errors.As(err, &e) {
 		return e
@@ -246,7 +261,7 @@ func asError(err error) *lifecycle.Error {
 	var w *wire.Error
 	if !errors.As(err, &w) {
 		why, _, _ := strings.Cut(strings.TrimSpace(err.Error()), "\n") // what follows are suggestions
-		w = usageError("cannot read the command line: %s", why).WithHint("bindgate --help")
+		w = usageError("cannot read the command line: %s", why).WithHint("%s --help", a.name)
 	}
 	return &lifecycle.Error{Code: w.Code, Message: w.Message, Hint: w.Hint, Stage: w.Stage}
 }

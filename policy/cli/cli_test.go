@@ -2,6 +2,7 @@ package cli
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -28,6 +29,7 @@ type shell struct {
 	become  func(*config.Policy) error
 	loadErr error
 	stdin   string
+	name    string // by which the program is called
 	lastOp  string
 }
 
@@ -47,7 +49,7 @@ type result struct {
 
 func (s *shell) run(args ...string) result {
 	var out, err bytes.Buffer
-	a := &app{Streams: Streams{In: strings.NewReader(s.stdin), Out: &out, Err: &err}, become: s.become,
+	a := &app{Streams: Streams{In: strings.NewReader(s.stdin), Out: &out, Err: &err}, name: cmp.Or(s.name, "bindgate"), become: s.become,
 		load: func() (*config.Policy, error) { return s.policy, s.loadErr },
 		seam: func(o *lifecycle.Options) {
 			o.Driver = func(string) (driver.Driver, error) { return s.driver, nil }
@@ -397,10 +399,10 @@ func TestSize(t *testing.T) {
 }
 
 func TestErrorOfAnyKindHasACode(t *testing.T) {
-	if e := asError(errors.New("x")); e.Code != wire.Usage {
+	if e := new(app).asError(errors.New("x")); e.Code != wire.Usage {
 		t.Errorf("%+v", e)
 	}
-	if e := asError(fmt.Errorf("wrapped: %w", wire.Errorf(wire.Busy, "s", "cannot"))); e.Code != wire.Busy {
+	if e := new(app).asError(fmt.Errorf("wrapped: %w", wire.Errorf(wire.Busy, "s", "cannot"))); e.Code != wire.Busy {
 		t.Errorf("%+v", e)
 	}
 }

@@ -84,7 +84,7 @@ func (j *jobFlags) flagged(d spec.Defaults) (*spec.Job, error) {
 	job := &spec.Job{}
 	options := map[string]string{}
 	for _, o := range j.opts {
-		k, v, err := spec.ParseOption(o)
+		k, v, err := spec.ParseOption("--opt", o)
 		if err != nil {
 			return nil, err
 		}

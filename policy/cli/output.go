@@ -11,6 +11,8 @@ import (
 	"github.com/jedib0t/go-pretty/v6/table"
 	"github.com/jedib0t/go-pretty/v6/text"
 	"golang.org/x/sys/unix"
+
+	"github.com/bindgate/bindgate/wire"
 )
 
 // emit writes a result to stdout: as JSON, or as the tables that show makes of it, with its warnings on stderr.
@@ -28,7 +30,15 @@ func (a *app) emit(result any, warnings []string, show func(*tables)) error {
 func writeJSON(w io.Writer, v any) error {
 	e := json.NewEncoder(w)
 	e.SetEscapeHTML(false)
-	return e.Encode(v)
+	return written(e.Encode(v))
+}
+
+// written is the error for output that could not be written.
+func written(err error) error {
+	if err != nil {
+		return wire.Errorf(wire.System, "output", "cannot write the output: %v", err)
+	}
+	return nil
 }
 
 // tables writes tables, one after the other.

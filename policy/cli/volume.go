@@ -47,7 +47,7 @@ func (a *app) one(cmd *cobra.Command, hasOpts bool, call volumeCall) *cobra.Comm
 		defer s.Close()
 		opts := map[string]string{}
 		for _, o := range v.opts {
-			key, value, err := spec.ParseOption(o)
+			key, value, err := spec.ParseOption("--opt", o)
 			if err != nil {
 				return err
 			}

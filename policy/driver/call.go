@@ -129,7 +129,11 @@ func (c call) read(status int, data []byte, out any) error {
 	case status != http.StatusOK:
 		return c.said(fmt.Sprintf("%s (status %d)", text, status))
 	case err != nil || data[0] != '{':
-		return c.said(text + " (not a JSON object)")
+		e := c.said(text + " (not a JSON object)")
+		if data[0] == '{' {
+			e.Cause = nil // an answer that was cut off or garbled is no refusal
+		}
+		return e
 	case out == nil:
 		return nil
 	}
@@ -156,8 +160,8 @@ var (
 		`(not|n't|unable to|failed to) (find|locate) (the )?volume\b|no volume (found|named|with)`)
 )
 
-// said is the error for a driver that answered with one: volume_not_found if that is what it means, else driver_error.
-func (c call) said(text string) error {
+// said is the error for a driver that answered with one: volume_not_found if that is what it means, else driver_error; ErrRefused in both.
+func (c call) said(text string) *wire.Error {
 	code, means := wire.DriverError, volumeNotFound
 	if c.stage == "get" || c.stage == "path" {
 		means = notFound
@@ -165,7 +169,7 @@ func (c call) said(text string) error {
 	if c.ask.Name != "" && means.MatchString(text) {
 		code = wire.VolumeNotFound
 	}
-	return c.fail(code, "the driver says: %s", clean(text))
+	return c.fail(code, "the driver says: %s", clean(text)).Because(ErrRefused)
 }
 
 // connect connects, again and again as long as nobody answers and ctx lasts. Every failure is driver_unavailable: nothing was sent. It does not wait

@@ -13,6 +13,7 @@ package driver
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"strconv"
 	"strings"
@@ -50,6 +51,10 @@ type Driver interface {
 	// Capabilities says whether the volumes are the host's own.
 	Capabilities(ctx context.Context) (Capabilities, error)
 }
+
+// ErrRefused is in the errors, for errors.Is, of a driver that answered in so many words that it did not do what it was asked. One that answered with
+// nonsense, or not to the end, may have done it.
+var ErrRefused = errors.New("the driver refused")
 
 // A Volume is what a driver says of one. Only Name is always there, and it is the name that was asked for.
 type Volume struct {

@@ -10,6 +10,7 @@ import (
 	"net/http"
 	"reflect"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -128,6 +129,29 @@ func TestMountAnswers(t *testing.T) {
 				t.Errorf("asked %d times, want once", n)
 			}
 		})
+	}
+}
+
+// Only who says so in words has not done it.
+func TestRefusal(t *testing.T) {
+	for answer, refused := range map[string]bool{
+		`500 {"Err":"no medium"}`:                    true,
+		`200 {"Err":"no medium"}`:                    true,
+		`500 {"Err":"volume v not found"}`:           true,
+		`500 no medium`:                              true,
+		`200 no medium`:                              true,
+		`200 {"Mountpoint":"/r/`:                     false,
+		`200 {"Mountpoint":"/r/v"}{"Mountpoint":"/"`: false,
+		`200 {"Mountpoint":"/"}`:                     false,
+		`200 {}`:                                     false,
+		`200 `:                                       false,
+	} {
+		status, body, _ := strings.Cut(answer, " ")
+		n, _ := strconv.Atoi(status)
+		_, err := served(t, &server{answers: map[string]http.HandlerFunc{"Mount": text(n, body)}}).Mount(t.Context(), "v", "id1")
+		if err == nil || errors.Is(err, ErrRefused) != refused {
+			t.Errorf("%s: %v: refused %v, want %v", answer, err, !refused, refused)
+		}
 	}
 }
 

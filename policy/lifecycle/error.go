@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"strings"
 	"time"
+	"unicode"
 
 	"github.com/bindgate/bindgate/wire"
 )
@@ -70,8 +71,15 @@ func failure(err error) *Error {
 }
 
 // cannot is failure with what was being done in front: "cannot prepare container x: " and the reason, without its own "cannot" where that says the same.
+// What is named there may not have been checked yet, and must not forge a line (T30).
 func cannot(doing string, err error) *Error {
 	e := *failure(err)
+	doing = strings.Map(func(r rune) rune {
+		if unicode.IsControl(r) {
+			return '?'
+		}
+		return r
+	}, doing)
 	if !strings.HasPrefix(e.Message, "cannot "+doing) {
 		e.Message = fmt.Sprintf("cannot %s: %s", doing, e.Message)
 	}

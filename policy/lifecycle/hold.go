@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"regexp"
-	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -178,7 +177,7 @@ func untouched(err error) bool {
 // refused reports whether the driver said in so many words that it did not do it, unlike one that answered with nonsense and may have. It must not be asked
 // to unmount then: one that counts calls would take it for somebody else's.
 func refused(err error) bool {
-	return isCode(err, wire.VolumeNotFound) || isCode(err, wire.DriverError) && strings.Contains(err.Error(), "the driver says: ")
+	return isCode(err, wire.VolumeNotFound) || errors.Is(err, driver.ErrRefused)
 }
 
 // askMount asks the driver to mount, under the deadline of this stage. The driver's own context lasts longer: a mount that it completes after the deadline is

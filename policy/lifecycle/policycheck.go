@@ -39,7 +39,7 @@ func (iso *Isolator) PolicyCheck(r Request) (*PolicyCheck, error) {
 	for _, v := range r.Job.Volumes {
 		e := entryOf(v)
 		c.Volumes = append(c.Volumes, e)
-		u := use{e.volumeID, c.Container, c.Owner, e.Mode, e.ContainerPath}
+		u := c.use(e)
 		n, ok := decide(iso.policy.Rules, u)
 		d := Decision{Driver: e.Driver, Name: e.Name, Mode: e.Mode, ContainerPath: e.ContainerPath, Allowed: ok, Rule: n, Why: why(n, ok)}
 		if err := iso.permit(u); err != nil {

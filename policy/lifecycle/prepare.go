@@ -161,7 +161,7 @@ func (c *containerRecord) sandbox() string {
 func (iso *Isolator) permitAll(c *containerRecord, entries []*entry) error {
 	var denied []Cause
 	for _, e := range entries {
-		if err := iso.permit(use{e.volumeID, c.Container, c.Owner, e.Mode, e.ContainerPath}); err != nil {
+		if err := iso.permit(c.use(e)); err != nil {
 			denied = append(denied, cause(e.volumeID, time.Time{}, err))
 		}
 	}

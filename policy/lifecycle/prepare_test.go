@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/bindgate/bindgate/policy/config"
+	"github.com/bindgate/bindgate/policy/driver"
 	"github.com/bindgate/bindgate/policy/spec"
 	"github.com/bindgate/bindgate/wire"
 )
@@ -207,7 +208,7 @@ func TestIfOneVolumeFailsTheOthersAreWaitedForAndAllUndone(t *testing.T) {
 		switch {
 		case strings.Contains(call, "/bad"):
 			defer close(failed)
-			return wire.Errorf(wire.DriverError, "mount", "cannot mount volume bad: the driver says: no medium")
+			return wire.Errorf(wire.DriverError, "mount", "cannot mount volume bad: no medium").Because(driver.ErrRefused)
 		case strings.Contains(call, "/slow"):
 			<-failed // it answers only after the other has failed
 		}
@@ -233,7 +234,7 @@ func TestEveryFailureIsReportedAndTheWorstClassCounts(t *testing.T) {
 	w.on("mount", func(call string) error {
 		switch {
 		case strings.Contains(call, "/a"):
-			return wire.Errorf(wire.DriverError, "mount", "cannot mount a: the driver says: A")
+			return wire.Errorf(wire.DriverError, "mount", "cannot mount a: A").Because(driver.ErrRefused)
 		case strings.Contains(call, "/b"):
 			return wire.Errorf(wire.Config, "discover", "cannot use driver: B")
 		}
@@ -361,7 +362,7 @@ func TestStaleRecordWhoseUnmountFailsDoesNotHoldUpTheNext(t *testing.T) {
 	ok[*Isolated](t)(iso.Isolate(t.Context(), "web", c.PID))
 	c.end(t)
 	w.on("unmount", func(string) error {
-		return wire.Errorf(wire.DriverError, "unmount", "cannot unmount: the driver says: busy")
+		return wire.Errorf(wire.DriverError, "unmount", "cannot unmount: busy").Because(driver.ErrRefused)
 	})
 	ok[*Prepared](t)(iso.Prepare(t.Context(), request(t, "web", "a:/a")))
 	w.off()

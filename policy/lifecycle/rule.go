@@ -14,6 +14,11 @@ type use struct {
 	Container, Owner, Mode, Path string
 }
 
+// use is an entry's, with the clean form of its path: //etc must not get past a rule for /etc.
+func (c *containerRecord) use(e *entry) use {
+	return use{e.volumeID, c.Container, c.Owner, e.Mode, clean(e.ContainerPath)}
+}
+
 // decide returns the number of the rule that decides about u, from 1, and whether it allows; 0 where none matches, which denies.
 func decide(rules []config.Rule, u use) (n int, allowed bool) {
 	for i, r := range rules {

@@ -9,11 +9,12 @@ import (
 	"testing"
 
 	"github.com/bindgate/bindgate/policy/config"
+	"github.com/bindgate/bindgate/policy/driver"
 	"github.com/bindgate/bindgate/wire"
 )
 
 func refused1(string) error {
-	return wire.Errorf(wire.DriverError, "unmount", "cannot unmount volume: the driver says: device is busy")
+	return wire.Errorf(wire.DriverError, "unmount", "cannot unmount volume: device is busy").Because(driver.ErrRefused)
 }
 
 func TestOneMountAndOneUnmountWithTheSameIDForManyContainers(t *testing.T) {
@@ -221,7 +222,7 @@ func TestLostMountThatCannotBeHadAgainLeavesTheOthersAsTheyWere(t *testing.T) {
 	ok[*Prepared](t)(iso.Prepare(t.Context(), request(t, "web", "a:/a")))
 	edit(t, iso, volumeID{"fake", "a"}, func(v *volumeRecord) { v.Holds[0].WasMount = true })
 	w.on("mount", func(string) error {
-		return wire.Errorf(wire.DriverError, "mount", "cannot mount: the driver says: no")
+		return wire.Errorf(wire.DriverError, "mount", "cannot mount: no").Because(driver.ErrRefused)
 	})
 	want(t, second(iso.Prepare(t.Context(), request(t, "db", "a:/a"))), wire.DriverError)
 	w.off()
@@ -372,5 +373,64 @@ func edit(t *testing.T, iso *Isolator, id volumeID, do func(*volumeRecord)) {
 	data, _ := json.Marshal(v)
 	if err := iso.volumes.Write(id.key(), data); err != nil {
 		t.Fatal(err)
+	}
+}
+
+func TestRulesSeeTheCleanPath(t *testing.T) {
+	w := newWorld(t)
+	w.create(t, "a")
+	w.policy.Rules = []config.Rule{{Paths: []string{"/etc", "/etc/*"}, Action: "deny"}, {Action: "allow"}}
+	iso := w.open(t, "")
+	for _, path := range []string{"/etc", "/etc/", "//etc", "/./etc", "/etc//x"} {
+		r := request(t, "web", "a:/a")
+		r.Job.Volumes[0].ContainerPath = path
+		want(t, second(iso.Prepare(t.Context(), r)), wire.Denied)
+		if out, err := iso.PolicyCheck(r); err == nil || out.Volumes[0].Rule != 1 {
+			t.Errorf("%s: %+v, %v", path, out, err)
+		}
+	}
+	equal(t, "calls", w.calls("get", "mount"), []string{})
+}
+
+func TestWhatOneHasOneMayGiveBack(t *testing.T) {
+	w := newWorld(t)
+	iso := w.open(t, "")
+	ok[*VolumeInfo](t)(iso.VolumeMount(t.Context(), "fake", "a", nil, false))
+	w.policy.Rules = nil
+	want(t, second(w.open(t, "other").VolumeUnmount(t.Context(), "fake", "a")), wire.Denied)
+	ok[*Cleaned](t)(iso.VolumeUnmount(t.Context(), "fake", "a"))
+	want(t, second(iso.VolumeUnmount(t.Context(), "fake", "a")), wire.Denied)
+	w.empty(t)
+}
+
+// T30: what was asked for stands in the message, on one line.
+func TestMessagesAreOneLine(t *testing.T) {
+	w := newWorld(t)
+	iso := w.open(t, "")
+	const bad = "a\nbindgate: all is well\x1b[2J"
+	for _, err := range []error{
+		second(iso.Prepare(t.Context(), Request{Container: bad})),
+		second(iso.Isolate(t.Context(), bad, 1)),
+		second(iso.Cleanup(t.Context(), bad, CleanupOptions{})),
+		second(iso.Usage(t.Context(), bad)),
+		second(iso.VolumePath(t.Context(), "fake", bad)),
+		second(iso.VolumePath(t.Context(), bad, "v")),
+		second(iso.VolumeMount(t.Context(), "fake", bad, nil, false)),
+		second(iso.VolumeUnmount(t.Context(), "fake", bad)),
+	} {
+		if e := want(t, err, wire.InvalidRequest); strings.ContainsAny(e.Message+e.Hint, "\n\x1b") {
+			t.Errorf("%q", e.Message)
+		}
+	}
+	equal(t, "calls", w.calls(), []string{})
+}
+
+// A plugin of the first days knows neither Get nor List.
+func TestCreatedVolumeNeedNotBeFound(t *testing.T) {
+	w := newWorld(t)
+	w.on("get", func(string) error { return wire.Errorf(wire.VolumeNotFound, "get", "cannot look up volume") })
+	v := ok[*VolumeInfo](t)(w.open(t, "").VolumeCreate(t.Context(), "fake", "a", map[string]string{"size": "5"}))
+	if v.Created != true || v.Options["size"] != "5" {
+		t.Errorf("%+v", v)
 	}
 }

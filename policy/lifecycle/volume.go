@@ -7,6 +7,7 @@ import (
 	"sync"
 
 	"github.com/bindgate/bindgate/policy/driver"
+	"github.com/bindgate/bindgate/policy/spec"
 	"github.com/bindgate/bindgate/wire"
 )
 
@@ -47,7 +48,9 @@ func (iso *Isolator) VolumeCreate(ctx context.Context, driverName, name string, 
 		if isCode(err, wire.VolumeNotFound) {
 			if err = iso.create(ctx, drv, id, opts); err == nil {
 				created = true
-				v, err = iso.get(ctx, drv, id)
+				if v, err = iso.get(ctx, drv, id); isCode(err, wire.VolumeNotFound) { // of a plugin that lacks Get and List
+					err = nil
+				}
 			}
 		} else if err == nil && len(opts) > 0 {
 			info.Warnings = append(info.Warnings, "the volume exists already; its options were not changed")
@@ -104,7 +107,7 @@ func (iso *Isolator) VolumeMount(ctx context.Context, driverName, name string, o
 	id := volumeID{driverName, name}
 	doing := "mount volume " + id.String()
 	if err := iso.checkVolume(id); err != nil {
-		return nil, cannot(doing, err)
+		return nil, failure(err)
 	}
 	if err := iso.permit(use{volumeID: id, Owner: iso.owner, Mode: wire.ModeRW}); err != nil {
 		return nil, cannot(doing, err)
@@ -125,17 +128,15 @@ func (iso *Isolator) VolumeMount(ctx context.Context, driverName, name string, o
 	return &VolumeInfo{Schema: Schema, Driver: driverName, Name: name, Mountpoint: e.Mountpoint, Created: e.Created}, nil
 }
 
-// VolumeUnmount drops the reference of VolumeMount, and has the driver unmount if no container uses the volume.
+// VolumeUnmount drops the reference of VolumeMount, and has the driver unmount if no container uses the volume. What one has, one may give back, whatever
+// the rules say by now.
 //
 // Errors: not_found if VolumeMount left none; pending if the driver could not.
 func (iso *Isolator) VolumeUnmount(ctx context.Context, driverName, name string) (*Cleaned, error) {
 	id := volumeID{driverName, name}
 	doing := "unmount volume " + id.String()
 	if err := iso.checkVolume(id); err != nil {
-		return nil, cannot(doing, err)
-	}
-	if err := iso.permit(use{volumeID: id, Owner: iso.owner, Mode: wire.ModeRW}); err != nil {
-		return nil, cannot(doing, err)
+		return nil, failure(err)
 	}
 	ref := reference{Owner: iso.owner}
 	v, err := iso.readVolume(id)
@@ -144,7 +145,10 @@ func (iso *Isolator) VolumeUnmount(ctx context.Context, driverName, name string)
 	}
 	mine := slices.Contains(v.inUse(), ref) || slices.ContainsFunc(v.Holds, func(h *hold) bool { return h.State == mountPending && h.Owner == iso.owner })
 	if !mine {
-		err := wire.Errorf(wire.NotFound, "record", "volume mount has not mounted it")
+		if err := iso.permitLook(id); err != nil { // before it is told who uses it
+			return nil, cannot(doing, err)
+		}
+		err := wire.Errorf(wire.NotFound, "record", "owner %s has not mounted it", iso.owner)
 		if refs := v.inUse(); len(refs) > 0 {
 			err = err.WithHint("it is in use by %s", names(refs))
 		}
@@ -282,10 +286,10 @@ func (iso *Isolator) look(ctx context.Context, verb string, id volumeID, do func
 func (iso *Isolator) volume(ctx context.Context, verb string, id volumeID, lock bool, permit func() error, do func(driver.Driver, *VolumeInfo) error) (*VolumeInfo, error) {
 	doing := verb + " volume " + id.String()
 	info := &VolumeInfo{Schema: Schema, Driver: id.Driver, Name: id.Name}
-	err := iso.checkVolume(id)
-	if err == nil {
-		err = permit()
+	if err := iso.checkVolume(id); err != nil {
+		return nil, failure(err)
 	}
+	err := permit()
 	if err == nil && lock {
 		var unlock func()
 		if unlock, err = iso.lockVolume(ctx, id); err == nil {
@@ -305,15 +309,10 @@ func (iso *Isolator) volume(ctx context.Context, verb string, id volumeID, lock 
 	return info, nil
 }
 
-// checkVolume checks a volume's identity as a job's is checked.
+// checkVolume checks a volume's identity as a job's is checked. Only then may it stand in a message.
 func (iso *Isolator) checkVolume(id volumeID) error {
-	if err := wire.CheckID("driver", id.Driver); err != nil {
-		return err
-	}
-	if id.Name == "" {
-		return wire.Errorf(wire.InvalidRequest, "request", "the volume's name is empty")
-	}
-	return nil
+	j := spec.Job{Volumes: []spec.Volume{{Driver: id.Driver, Name: id.Name, Mode: wire.ModeRW, Scope: spec.ScopeHost, Field: "the volume"}}}
+	return j.Validate()
 }
 
 func (iso *Isolator) get(ctx context.Context, drv driver.Driver, id volumeID) (driver.Volume, error) {

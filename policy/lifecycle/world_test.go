@@ -208,7 +208,7 @@ func (d *fakeDriver) Mount(_ context.Context, name, id string) (string, error) {
 func (d *fakeDriver) Unmount(_ context.Context, name, id string) error {
 	return d.call("unmount", name, id, func() error {
 		if os.Remove(filepath.Join(d.mounts(name), id)) != nil {
-			return wire.Errorf(wire.DriverError, "unmount", "cannot unmount volume %q: the driver says: not mounted with this id", name)
+			return wire.Errorf(wire.DriverError, "unmount", "cannot unmount volume %q: not mounted with this id", name).Because(driver.ErrRefused)
 		}
 		os.Remove(d.mounts(name)) // with the last id
 		return nil

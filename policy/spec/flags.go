@@ -165,10 +165,10 @@ func bare(where, key string, has bool) error {
 	return nil
 }
 
-// ParseOption reads the value of --opt: K=V, cut at the first =, so that a value keeps its own. An option without =, an empty key, control characters are
+// ParseOption reads the value of a flag such as --opt: K=V, cut at the first =, so that a value keeps its own. An option without =, an empty key, control characters are
 // invalid_request (dvdcli panics at the first and cuts a value at its second =).
-func ParseOption(s string) (key, value string, err error) {
-	where := "--opt " + quote(s)
+func ParseOption(flag, s string) (key, value string, err error) {
+	where := flag + " " + quote(s)
 	if key, value, err = splitOption(where, s); err == nil {
 		err = checkOption(where, key, value)
 	}

@@ -175,7 +175,7 @@ func TestParseOption(t *testing.T) {
 		" k = v ":     {" k ", " v "},
 		"sh=$(id);\"": {"sh", "$(id);\""},
 	} {
-		if k, v, err := ParseOption(s); err != nil || k != want[0] || v != want[1] {
+		if k, v, err := ParseOption("--opt", s); err != nil || k != want[0] || v != want[1] {
 			t.Errorf("%s: %q, %q, %v", s, k, v, err)
 		}
 	}
@@ -191,7 +191,7 @@ func TestParseOption(t *testing.T) {
 		"a=\ufffd":                      "not valid UTF-8",
 		strings.Repeat("k", 1025) + "=": "over 1024 bytes",
 	} {
-		k, v, err := ParseOption(s)
+		k, v, err := ParseOption("--opt", s)
 		wantError(t, err, holds)
 		if k != "" || v != "" {
 			t.Errorf("%q: %q, %q came with the error", s, k, v)
