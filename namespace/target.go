@@ -57,7 +57,10 @@ func (h *Host) Pin(pid int, start uint64, rules []string) *Target {
 
 // ended reports whether a process has ended; a zombie has.
 func ended(pidfd int) bool {
-	n, err := unix.Poll([]unix.PollFd{{Fd: int32(pidfd), Events: unix.POLLIN}}, 0)
+	n, err := 0, error(unix.EINTR)
+	for err == unix.EINTR { // the runtime's own signals
+		n, err = unix.Poll([]unix.PollFd{{Fd: int32(pidfd), Events: unix.POLLIN}}, 0)
+	}
 	return n != 0 || err != nil
 }
 

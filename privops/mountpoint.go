@@ -392,7 +392,7 @@ func atFault(path wire.Path, at []string, err error) {
 		return
 	}
 	e := wire.Errorf(wire.System, "target", "cannot reach or create %s in the container: %s: %v", path, absolute(at), err).Because(err)
-	for _, errno := range []error{unix.ELOOP, unix.EROFS, unix.EACCES, unix.EPERM} {
+	for _, errno := range []error{unix.ELOOP, unix.EROFS, unix.EACCES, unix.EPERM, unix.ENOENT} {
 		if errors.Is(err, errno) {
 			e.Code, e.Hint = wire.TargetForbidden, "create the path in the container's image, or choose another one"
 		}

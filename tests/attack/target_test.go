@@ -285,19 +285,19 @@ func srcKernelThread(t *testing.T) {
 	script := fmt.Sprintf(`set -e
 mount --make-rprivate /
 mount -t tmpfs -o mode=0755 tmpfs /run
-mkdir -p %[1]s/etc/bindgate %[1]s/var/log/bindgate %[1]s/run/bindgate/ledger %[1]s/sources/v %[1]s/prefix
+mkdir -p %[1]s/etc/bindgate %[1]s/var/log/bindgate %[1]s/run/bindgate/ledger %[1]s/sources/v %[1]s/prefix/libexec/bindgate
 chmod 0700 %[1]s/run/bindgate/ledger %[1]s/sources
 cp %[2]s %[1]s/etc/bindgate/helper.toml
-cp %[3]s/bin/test/bindgate-helper %[1]s/prefix/helper
-chown 0:%[4]d %[1]s/prefix/helper
-chmod 4750 %[1]s/prefix/helper
+cp %[3]s/bin/test/bindgate-helper %[1]s/prefix/libexec/bindgate/bindgate-helper
+chown 0:%[4]d %[1]s/prefix/libexec/bindgate/bindgate-helper
+chmod 4750 %[1]s/prefix/libexec/bindgate/bindgate-helper
 cp %[5]s %[1]s/request
 chmod 0644 %[1]s/request
 cp /etc/passwd %[1]s/passwd
 echo '%[6]s:x:%[4]d:%[4]d::/:/bin/false' >> %[1]s/passwd
 mount --bind %[1]s/passwd /etc/passwd
 cd /
-exec setpriv --reuid %[4]d --regid %[4]d --clear-groups env -i %[1]s/prefix/helper < %[1]s/request
+exec setpriv --reuid %[4]d --regid %[4]d --clear-groups env -i %[1]s/prefix/libexec/bindgate/bindgate-helper < %[1]s/request
 `, harness.Root, toml, checkout, harness.PolicyUID, request, harness.PolicyUser)
 	cmd := exec.Command("/bin/sh", "-c", script)
 	cmd.SysProcAttr = &syscall.SysProcAttr{Unshareflags: syscall.CLONE_NEWNS}
