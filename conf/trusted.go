@@ -53,8 +53,6 @@ func RootOwned(fd int, path string) error {
 	return nil
 }
 
-const maxFile = 1 << 20 // bytes of a configuration file
-
 // Load reads a configuration file into v and refuses keys that v does not have: regular, root's, not writable by others, link count 1, as every folder above it.
 func Load(path string, v any) error {
 	fd, _, err := OpenTrusted(path, unix.O_RDONLY)
@@ -67,10 +65,10 @@ func Load(path string, v any) error {
 	if err := cmp.Or(RootOwned(fd, path), unix.Fstat(fd, &st)); err != nil {
 		return err
 	}
-	if st.Mode&unix.S_IFMT != unix.S_IFREG || st.Nlink != 1 || st.Size > maxFile {
-		return wire.Errorf(wire.Config, "config", "cannot trust %s: it must be a regular file of at most %d bytes with link count 1", path, maxFile)
+	if st.Mode&unix.S_IFMT != unix.S_IFREG || st.Nlink != 1 || st.Size > 1<<20 {
+		return wire.Errorf(wire.Config, "config", "cannot trust %s: it must be a regular file of at most %d bytes with link count 1", path, 1<<20)
 	}
-	data, err := io.ReadAll(io.LimitReader(f, maxFile))
+	data, err := io.ReadAll(io.LimitReader(f, 1<<20))
 	if err != nil {
 		return wire.Errorf(wire.System, "config", "cannot read %s: %v", path, err)
 	}

@@ -16,9 +16,8 @@ import (
 
 // attach does steps 7 to 11 for all volumes of a request, all or nothing.
 func (s *session) attach(r *wire.Request) []wire.Fields {
-	if n := s.config.Limits.MountsPerRequest; len(r.Mounts) > n {
-		namespace.Die(wire.Errorf(wire.LimitExceeded, "request", "cannot attach %d volumes at once: mounts_per_request of helper.toml is %d", len(r.Mounts), n))
-	}
+	n := s.config.Limits.MountsPerRequest
+	namespace.DieIf(len(r.Mounts) > n, wire.Errorf(wire.LimitExceeded, "request", "cannot attach %d volumes at once: mounts_per_request of helper.toml is %d", len(r.Mounts), n))
 	target := s.host.Pin(r.PID, r.Start, s.config.Targets.Cgroups) // 7
 	s.audit.ns = target.NS.ID
 	place := s.place(r, target)
@@ -35,9 +34,9 @@ func (s *session) attach(r *wire.Request) []wire.Fields {
 	}
 	privops.Stage(list, target.NS, s.config.Mounts.Lock == conf.LockAlways || target.UserNS >= 0)
 	s.commit(r, target, list) // 10, 11
-	privops.Release(list)
 	var blocks []wire.Fields
 	for _, a := range list {
+		a.Release()
 		b := wire.Pairs("mount", a.Mount.Path, "target", a.Point.Path(), "id", strconv.FormatUint(a.ID, 10), "locked", map[bool]string{true: "1", false: "0"}[a.Locked])
 		if n := a.Point.Made(); n > 0 {
 			b = append(b, wire.Pairs("created", strconv.Itoa(n))...)
@@ -71,18 +70,15 @@ func (s *session) commit(r *wire.Request, target *namespace.Target, list []*priv
 			m.HostPath = path.Join(r.Rootfs, m.Path)
 		}
 		same := func(x state.LedgerMount) bool { return x.Prefix+x.Path == m.Prefix+m.Path }
-		if i := slices.IndexFunc(record.Mounts[:live], same); i >= 0 {
-			namespace.Die(wire.Errorf(wire.Conflict, "ledger", "cannot attach at %s: there is a volume already", m.Path).WithHint("detach it first"))
-		}
+		namespace.DieIf(slices.ContainsFunc(record.Mounts[:live], same), wire.Errorf(wire.Conflict, "ledger", "cannot attach at %s: there is a volume already", m.Path).WithHint("detach it first"))
 		if i := slices.IndexFunc(stale, same); i >= 0 { // what was made for it is ours to remove still
 			m.Made = max(m.Made, stale[i].Made)
 			stale = slices.Delete(stale, i, i+1)
 		}
 		record.Mounts = append(record.Mounts, m)
 	}
-	if n := s.config.Limits.MountsPerNamespace; len(record.Mounts) > n {
-		namespace.Die(wire.Errorf(wire.LimitExceeded, "ledger", "cannot attach %d more volumes: mounts_per_namespace of helper.toml is %d", len(list), n))
-	}
+	n := s.config.Limits.MountsPerNamespace
+	namespace.DieIf(len(record.Mounts) > n, wire.Errorf(wire.LimitExceeded, "ledger", "cannot attach %d more volumes: mounts_per_namespace of helper.toml is %d", len(list), n))
 
 	s.audit.intent(r, record.Mounts[live:]) // 10
 	done := 0
@@ -101,8 +97,8 @@ func (s *session) commit(r *wire.Request, target *namespace.Target, list []*priv
 		s.ledger.WriteNS(before) // where the disk is full the record keeps naming mounts of which the kernel knows better
 		s.leave(s.caller.uid, r, before)
 	}()
-	check(s.ledger.Enter(s.caller.uid, r.Owner, r.Container, target.NS.ID))
-	check(s.ledger.WriteNS(record))
+	namespace.Pass(s.ledger.Enter(s.caller.uid, r.Owner, r.Container, target.NS.ID))
+	namespace.Pass(s.ledger.WriteNS(record))
 	target.NS.Enter() // 11
 	for ; done < len(list); done++ {
 		list[done].Attach(s.config.Targets.AllowSharedPropagation)
@@ -170,14 +166,10 @@ func (s *session) source(m *wire.Mount) *privops.Source {
 	if n := len(local.Components); local.Contains(asked) && !ours {
 		ours = wire.CheckVolumeName(asked.Components[n]) != nil // one that is being made or removed
 	}
-	if rule.Path == "" || ours {
-		namespace.Die(wire.Errorf(wire.SourceForbidden, "source", "cannot use the source %s: it is not in an allowed source of helper.toml", m.Source))
-	}
+	namespace.DieIf(rule.Path == "" || ours, wire.Errorf(wire.SourceForbidden, "source", "cannot use the source %s: it is not in an allowed source of helper.toml", m.Source))
 	namespace.DieIf(m.IDMap && !s.config.Mounts.AllowIDMap, wire.Errorf(wire.Denied, "source", "cannot map the ids of %s: allow_idmap of helper.toml is not set", m.Source))
 	fd, private, err := conf.OpenTrusted(rule.Path, unix.O_PATH|unix.O_DIRECTORY)
-	if err != nil {
-		namespace.Die(wire.Errorf(wire.SourceForbidden, "source", "cannot use the source %s: %v", m.Source, err).WithHint("%s", wire.AsError(err).Hint))
-	}
+	namespace.Check(err, wire.SourceForbidden, "source", "cannot use the source %s", m.Source)
 	root := privops.SourceRoot{FD: fd, Sealed: private, RequireMountpoint: rule.RequireMountpoint, AllowFUSE: rule.AllowFUSE, Ours: local.Contains(asked)}
 	return privops.PinSource(root, m.Source, asked.Components[len(best.Components):], parse(m.Subpath).Components)
 }
@@ -186,7 +178,7 @@ func (s *session) source(m *wire.Mount) *privops.Source {
 func onHost(p wire.Path, roots []string, what, key string) int {
 	root := beneath(p, roots, what, key)
 	top, _, err := conf.OpenTrusted(root.String(), unix.O_PATH|unix.O_DIRECTORY)
-	check(err)
+	namespace.Pass(err)
 	return namespace.Must(privops.Open(top, p.Components[len(root.Components):], 0))(wire.TargetForbidden, "target", "cannot use the %s %s", what, p)
 }
 

@@ -2,6 +2,8 @@ package main
 
 import (
 	"cmp"
+	"fmt"
+	"os"
 	"os/user"
 	"path"
 	"strconv"
@@ -35,8 +37,8 @@ const (
 func openAudit(s *session) *audit {
 	name := s.config.Audit.File
 	dir, _, err := conf.OpenTrusted(path.Dir(name), unix.O_PATH|unix.O_DIRECTORY)
-	check(err)
-	check(conf.RootOwned(dir, path.Dir(name)))
+	namespace.Pass(err)
+	namespace.Pass(conf.RootOwned(dir, path.Dir(name)))
 	const flags = unix.O_WRONLY | unix.O_APPEND | unix.O_NOFOLLOW | unix.O_NONBLOCK | unix.O_CLOEXEC
 	fd, err := unix.Openat(dir, path.Base(name), flags, 0)
 	if err == unix.ENOENT {
@@ -48,9 +50,10 @@ func openAudit(s *session) *audit {
 	}
 	namespace.Check(err, wire.Config, "audit", "cannot open the audit log %s", name)
 	var st unix.Stat_t
-	check(cmp.Or(conf.RootOwned(fd, name), unix.Fstat(fd, &st)))
+	namespace.Pass(cmp.Or(conf.RootOwned(fd, name), unix.Fstat(fd, &st)))
 	namespace.DieIf(st.Mode&unix.S_IFMT != unix.S_IFREG || st.Nlink != 1, wire.Errorf(wire.Config, "audit", "cannot trust the audit log %s: it must be a regular file with link count 1", name))
-	a := &audit{s: s, file: fd, exe: s.host.Exe(s.caller.pid)}
+	a := &audit{s: s, file: fd}
+	a.exe, _ = os.Readlink("/proc/" + strconv.Itoa(s.caller.pid) + "/exe")
 	a.syslog, err = unix.Socket(unix.AF_UNIX, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
 	if err != nil || unix.Connect(a.syslog, &unix.SockaddrUnix{Name: "/dev/log"}) != nil {
 		a.syslog = -1
@@ -91,9 +94,7 @@ func (a *audit) admitFailure() (omitted string, ok bool) {
 	name := "refused+" + strconv.FormatUint(uint64(a.s.caller.uid), 10)
 	now, start, n := time.Now().Unix(), int64(0), 0
 	if r, err := a.s.ledger.Read(name); err == nil {
-		first, second, _ := strings.Cut(string(r.Payload), " ")
-		start, _ = strconv.ParseInt(first, 10, 64)
-		n, _ = strconv.Atoi(second)
+		fmt.Sscan(string(r.Payload), &start, &n)
 	}
 	if now < start || now >= start+refusalWindow {
 		if n > refusalBurst {

@@ -31,9 +31,8 @@ func (s *session) detach(r *wire.Request) []wire.Fields {
 	var wanted []string
 	for _, m := range r.Mounts {
 		w := parse(m.Path).String()
-		if !slices.ContainsFunc(record.Mounts, func(m state.LedgerMount) bool { return mine(m) && m.Target == w }) {
-			namespace.Die(wire.Errorf(wire.NotFound, "ledger", "cannot detach %s of the container %s: nothing is recorded there", w, r.Container))
-		}
+		there := slices.ContainsFunc(record.Mounts, func(m state.LedgerMount) bool { return mine(m) && m.Target == w })
+		namespace.DieIf(!there, wire.Errorf(wire.NotFound, "ledger", "cannot detach %s of the container %s: nothing is recorded there", w, r.Container))
 		wanted = append(wanted, w)
 	}
 	defer s.leave(uid, r, record)
@@ -101,7 +100,7 @@ func recorded(m *state.LedgerMount) *privops.Recorded {
 // records that cannot be trusted are moved aside; temporary files of a crash are removed.
 func (s *session) sweep(r *wire.Request) (gone []wire.Fields) {
 	ids, err := s.ledger.Namespaces()
-	check(err)
+	namespace.Pass(err)
 	for _, id := range ids {
 		func() {
 			defer must(s.ledger.LockNS(id)).Unlock()

@@ -36,7 +36,7 @@ func main() {
 		s.host = namespace.OpenHost(s.caller.pid, s.caller.pidfd) // 3: procfs, and what is the host's or the caller's
 		s.config = must(conf.LoadHelper())                        // 4: helper.toml and all above it are root's
 		s.open()                                                  // 3: ledger and audit log, as helper.toml says
-		privops.Reduce(s.host.Proc)                               // 5: capabilities, no_new_privs, system call filter; read back
+		privops.Reduce(s.host)                                    // 5: capabilities, no_new_privs, system call filter; read back
 		request = readRequest()                                   // 6: with a deadline and a size limit
 		s.authorise()
 		privops.Confine(request.Op)
@@ -52,12 +52,6 @@ func main() {
 
 // must ends the run with an error of the packages that both processes use.
 func must[T any](v T, err error) T {
-	check(err)
+	namespace.Pass(err)
 	return v
-}
-
-func check(err error) {
-	if err != nil {
-		namespace.Die(wire.AsError(err))
-	}
 }

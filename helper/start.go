@@ -54,9 +54,7 @@ func startClean() {
 	setMask(1 << (queueProbe - 1))
 	namespace.Check(unix.Tgkill(os.Getpid(), unix.Gettid(), queueProbe), wire.System, "start", "cannot queue a signal: the caller's limit of pending signals is used up")
 	setMask(0)
-	for timer, after := range map[unix.ItimerWhich]time.Duration{unix.ItimerReal: killDeadline, unix.ItimerVirtual: 0, unix.ItimerProf: 0} { // the caller's survive exec
-		unix.Setitimer(timer, unix.Itimerval{Value: unix.NsecToTimeval(int64(after))})
-	}
+	unix.Setitimer(unix.ItimerReal, unix.Itimerval{Value: unix.NsecToTimeval(int64(killDeadline))}) // instead of the caller's, which survives exec; the signals of the others are ignored
 	namespace.DieIf(len(os.Args) > 1, wire.Errorf(wire.Usage, "start", "cannot take arguments: one request on descriptor 0 is all"))
 	namespace.DieIf(os.Getuid() != 0 && hasEnvironment(), wire.Errorf(wire.Usage, "start", "cannot take an environment: it must be empty"))
 	os.Clearenv() // systemd always sets some
@@ -103,9 +101,8 @@ func becomeRoot() caller {
 	c := caller{uint32(os.Getuid()), uint32(os.Getgid()), os.Getppid(), -1}
 	if os.Geteuid() != 0 {
 		e := wire.Errorf(wire.Config, "start", "cannot act: bindgate-helper runs without privilege, as uid %d", os.Geteuid())
-		if nnp, _ := unix.PrctlRetInt(unix.PR_GET_NO_NEW_PRIVS, 0, 0, 0, 0); nnp == 1 {
-			namespace.Die(e.WithHint("the caller has no_new_privs, so the setuid bit has no effect: set helper.transport = \"socket\" in policy.toml"))
-		}
+		nnp, _ := unix.PrctlRetInt(unix.PR_GET_NO_NEW_PRIVS, 0, 0, 0, 0)
+		namespace.DieIf(nnp == 1, e.WithHint("the caller has no_new_privs, so the setuid bit has no effect: set helper.transport = \"socket\" in policy.toml"))
 		namespace.Die(e.WithHint("it must be owned by root with mode 4750, on a filesystem without nosuid"))
 	}
 	name, _ := unix.Getsockname(0)
@@ -117,13 +114,11 @@ func becomeRoot() caller {
 	// Groups are given up by this thread alone: it is the one that opens and makes files.
 	_, _, e1 := unix.RawSyscall(unix.SYS_SETGROUPS, 0, 0, 0)
 	_, _, e2 := unix.RawSyscall(unix.SYS_SETRESGID, 0, 0, 0)
-	if err := unix.Setresuid(0, 0, 0); e1 != 0 || e2 != 0 || err != nil {
-		namespace.Die(wire.Errorf(wire.System, "start", "cannot become uid 0 in all ids: %v, %v, %v", e1, e2, err))
-	}
+	err := unix.Setresuid(0, 0, 0)
+	namespace.DieIf(e1 != 0 || e2 != 0 || err != nil, wire.Errorf(wire.System, "start", "cannot become uid 0 in all ids: %v, %v, %v", e1, e2, err))
 	namespace.Check(unix.Prctl(unix.PR_SET_DUMPABLE, 0, 0, 0, 0), wire.System, "start", "cannot become undumpable")
-	if d, err := unix.PrctlRetInt(unix.PR_GET_DUMPABLE, 0, 0, 0, 0); err != nil || d != 0 {
-		namespace.Die(wire.Errorf(wire.Internal, "start", "cannot go on: the kernel says that dumpable is %d", d))
-	}
+	d, err := unix.PrctlRetInt(unix.PR_GET_DUMPABLE, 0, 0, 0, 0)
+	namespace.DieIf(err != nil || d != 0, wire.Errorf(wire.Internal, "start", "cannot go on: the kernel says that dumpable is %d", d))
 	return c
 }
 
@@ -135,11 +130,11 @@ func (s *session) open() {
 		unix.Mkdir(conf.LedgerDir(), 0o700)
 		fd, _, err = conf.OpenTrusted(conf.LedgerDir(), unix.O_PATH|unix.O_DIRECTORY)
 	}
-	check(err)
-	check(conf.RootOwned(fd, conf.LedgerDir()))
-	var own unix.Stat_t // another name of this program would stay setuid when this one is replaced (T29)
-	err = unix.Stat(conf.HelperPath(), &own)
-	namespace.DieIf(err != nil || own.Nlink != 1 || !s.host.IsExe(&own), wire.Errorf(wire.Config, "start", "cannot run under another name than %s, or with more than one", conf.HelperPath()))
+	namespace.Pass(err)
+	namespace.Pass(conf.RootOwned(fd, conf.LedgerDir()))
+	own, e1 := os.Stat(conf.HelperPath()) // another name of this program would stay setuid when this one is replaced (T29)
+	exe, e2 := os.Stat("/proc/self/exe")
+	namespace.DieIf(e1 != nil || e2 != nil || !os.SameFile(own, exe) || own.Sys().(*syscall.Stat_t).Nlink != 1, wire.Errorf(wire.Config, "start", "cannot run under another name than %s, or with more than one", conf.HelperPath()))
 	s.ledger = &state.Ledger{Store: must(state.Open(conf.LedgerDir(), s.host.BootID, false))} // by name again: as was just checked, only root can make it mean another folder
 	s.audit = openAudit(s)
 }

@@ -15,6 +15,13 @@ func DieIf(cond bool, e *wire.Error) {
 	}
 }
 
+// Pass ends the operation with err if it is not nil.
+func Pass(err error) {
+	if err != nil {
+		panic(wire.AsError(err))
+	}
+}
+
 // Check ends the operation if err is not nil; the error is added to the message.
 func Check(err error, code wire.Code, stage, format string, args ...any) {
 	if err != nil { // before anything is formatted: this is on the way of every system call

@@ -13,10 +13,10 @@ import (
 // Holders returns "pid (command)" of the processes in a mount namespace that have something open on the mount m, or their working directory or root in it. It is the best that can be had without
 // stopping them: a mapping of a closed file is not seen, and what is opened meanwhile neither.
 func (h *Host) Holders(ns NS, m Mount) (found []string) {
-	for _, pid := range h.list(".") {
+	for _, pid := range h.List(".") {
 		st, err := h.stat(pid + "/ns/mnt")
 		if pid[0] <= '9' && pid != strconv.Itoa(os.Getpid()) && err == nil && st.Ino == ns.Inode && h.holds(pid, m) {
-			comm, _ := h.read(pid + "/comm")
+			comm, _ := h.Read(pid + "/comm")
 			found = append(found, pid+" ("+wire.Printable(strings.TrimSpace(comm))+")")
 		}
 	}
@@ -30,16 +30,16 @@ func (h *Host) holds(pid string, m Mount) bool {
 			return true
 		}
 	}
-	for _, fd := range h.list(pid + "/fdinfo") {
-		if info, err := h.read(pid + "/fdinfo/" + fd); err == nil && strings.Contains("\n"+info, "\nmnt_id:\t"+strconv.FormatUint(uint64(m.OldID), 10)+"\n") {
+	for _, fd := range h.List(pid + "/fdinfo") {
+		if info, err := h.Read(pid + "/fdinfo/" + fd); err == nil && strings.Contains("\n"+info, "\nmnt_id:\t"+strconv.FormatUint(uint64(m.OldID), 10)+"\n") {
 			return true
 		}
 	}
 	return false
 }
 
-// list returns the names in a directory of procfs.
-func (h *Host) list(path string) []string {
+// List returns the names in a directory of procfs.
+func (h *Host) List(path string) []string {
 	fd, err := unix.Openat(h.Proc, path, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return nil

@@ -30,13 +30,12 @@ func OpenHost(caller, pidfd int) *Host {
 	const flags = unix.O_PATH | unix.O_DIRECTORY | unix.O_CLOEXEC | unix.O_NOFOLLOW
 	h := &Host{Proc: Must(unix.Open("/proc", flags, 0))(wire.System, "host", "cannot open /proc")}
 	var fs unix.Statfs_t
-	self := make([]byte, 32)
-	n, err := unix.Readlinkat(h.Proc, "self", self)
-	DieIf(unix.Fstatfs(h.Proc, &fs) != nil || fs.Type != unix.PROC_SUPER_MAGIC || err != nil || string(self[:n]) != strconv.Itoa(os.Getpid()), wire.Errorf(wire.Config, "host", "cannot use /proc: it is not the procfs of our pid namespace"))
-	h.BootID = strings.TrimSpace(Must(h.read("sys/kernel/random/boot_id"))(wire.System, "host", "cannot read the boot id"))
+	self, _ := os.Readlink("/proc/self")
+	DieIf(unix.Fstatfs(h.Proc, &fs) != nil || fs.Type != unix.PROC_SUPER_MAGIC || self != strconv.Itoa(os.Getpid()), wire.Errorf(wire.Config, "host", "cannot use /proc: it is not the procfs of our pid namespace"))
+	h.BootID = strings.TrimSpace(Must(h.Read("sys/kernel/random/boot_id"))(wire.System, "host", "cannot read the boot id"))
 	first := "1"
 	if _, err := h.stat("1/ns/mnt"); err == unix.EACCES || err == unix.EPERM {
-		if status, err := h.read("2/status"); err == nil && strings.Contains(status, "\nKthread:\t1\n") {
+		if status, err := h.Read("2/status"); err == nil && strings.Contains(status, "\nKthread:\t1\n") {
 			first = "2"
 		}
 	}
@@ -54,27 +53,14 @@ func OpenHost(caller, pidfd int) *Host {
 	return h
 }
 
-// Exe returns the executable of a process, for the audit log; "" if it cannot be told.
-func (h *Host) Exe(pid int) string {
-	buf := make([]byte, unix.PathMax)
-	n, _ := unix.Readlinkat(h.Proc, strconv.Itoa(pid)+"/exe", buf)
-	return string(buf[:max(n, 0)])
-}
-
-// IsExe reports whether st is of the program that this process runs.
-func (h *Host) IsExe(st *unix.Stat_t) bool {
-	exe, err := h.stat("self/exe")
-	return err == nil && identity{exe.Dev, exe.Ino} == identity{st.Dev, st.Ino}
-}
-
 // stat follows the last component: that is how procfs' links to namespaces and roots are asked who they are.
 func (h *Host) stat(path string) (st unix.Stat_t, err error) {
 	err = unix.Fstatat(h.Proc, path, &st, 0)
 	return st, err
 }
 
-// read reads a file of procfs, of at most 256 KiB.
-func (h *Host) read(path string) (string, error) {
+// Read reads a file of procfs, of at most 256 KiB.
+func (h *Host) Read(path string) (string, error) {
 	fd, err := unix.Openat(h.Proc, path, unix.O_RDONLY|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return "", err

@@ -42,16 +42,10 @@ func (h *Host) Pin(pid int, start uint64, rules []string) *Target {
 		t.pinNamespaces(h)
 		t.matchCgroups(h, rules)
 		t.pinRoot(h)
-		if start != 0 && start != h.startTime(t.dir) {
-			t.gone("it started at another time, so the pid was used again")
-		}
+		t.gone(start != 0 && start != h.startTime(t.dir), "it started at another time, so the pid was used again")
 	})
-	if ended(t.pidfd) {
-		t.gone("it has ended")
-	}
-	if err != nil {
-		Die(wire.AsError(err))
-	}
+	t.gone(ended(t.pidfd), "it has ended")
+	Pass(err)
 	return t
 }
 
@@ -64,8 +58,8 @@ func ended(pidfd int) bool {
 	return n != 0 || err != nil
 }
 
-func (t *Target) gone(why string) {
-	Die(wire.Errorf(wire.NamespaceGone, "target", "cannot find the container's process, pid %d: %s", t.PID, why))
+func (t *Target) gone(cond bool, why string) {
+	DieIf(cond, wire.Errorf(wire.NamespaceGone, "target", "cannot find the container's process, pid %d: %s", t.PID, why))
 }
 
 func (t *Target) pinNamespaces(h *Host) {
@@ -91,7 +85,7 @@ func (t *Target) pinNamespaces(h *Host) {
 
 func (t *Target) matchCgroups(h *Host, rules []string) {
 	DieIf(!h.cgroupOK, wire.Errorf(wire.Config, "target", "cannot judge the cgroups of pid %d: bindgate-helper was started in a cgroup namespace that is not the host's", t.PID))
-	DieIf(!MatchCgroups(Must(h.read(t.dir+"cgroup"))(wire.System, "target", "cannot read the cgroups of pid %d", t.PID), rules), wire.Errorf(wire.TargetForbidden, "target", "cannot attach into pid %d: no rule in targets.cgroups of helper.toml matches its cgroups", t.PID).
+	DieIf(!MatchCgroups(Must(h.Read(t.dir+"cgroup"))(wire.System, "target", "cannot read the cgroups of pid %d", t.PID), rules), wire.Errorf(wire.TargetForbidden, "target", "cannot attach into pid %d: no rule in targets.cgroups of helper.toml matches its cgroups", t.PID).
 		WithHint("see /proc/%d/cgroup; root can add the common path of your containers to targets.cgroups", t.PID))
 }
 
@@ -106,11 +100,8 @@ func (t *Target) pinRoot(h *Host) {
 	if t.RootMount, stx, err = MountOf(t.Root); err == nil {
 		on, err = StatMount(t.RootMount, t.NS.ID)
 	}
-	if err == unix.ENOSYS || err == unix.ENOTSUP {
-		Die(wire.Errorf(wire.UnsupportedKernel, "target", "cannot name a mount: the kernel lacks statmount or STATX_MNT_ID_UNIQUE").WithHint(newKernel))
-	} else if err != nil { // the process entered another namespace since its own was pinned: then its root is not in the pinned one (T15)
-		t.gone("it changed its mount namespace meanwhile")
-	}
+	DieIf(err == unix.ENOSYS || err == unix.ENOTSUP, wire.Errorf(wire.UnsupportedKernel, "target", "cannot name a mount: the kernel lacks statmount or STATX_MNT_ID_UNIQUE").WithHint(newKernel))
+	t.gone(err != nil, "it changed its mount namespace meanwhile") // then its root is not in the one that was pinned before (T15)
 	// A process that is chrooted into a folder would make the names that the rules know mean others (T21).
 	DieIf(stx.Attributes&unix.STATX_ATTR_MOUNT_ROOT == 0 || on.Point != "/", wire.Errorf(wire.TargetForbidden, "target", "cannot attach into pid %d: its root is not that of its mount namespace", t.PID).
 		WithHint("name the container's first process; a process that is only chrooted is no container"))
@@ -121,7 +112,7 @@ func (t *Target) pinRoot(h *Host) {
 
 // mappedRoot returns the outside id of the inside id 0 (user_namespaces(7)).
 func (t *Target) mappedRoot(h *Host, file string) int {
-	for line := range strings.Lines(Must(h.read(t.dir+file))(wire.System, "target", "cannot read %s of pid %d", file, t.PID)) {
+	for line := range strings.Lines(Must(h.Read(t.dir+file))(wire.System, "target", "cannot read %s of pid %d", file, t.PID)) {
 		if f := strings.Fields(line); len(f) == 3 && f[0] == "0" {
 			return int(Must(strconv.ParseUint(f[1], 10, 32))(wire.System, "target", "cannot read %s of pid %d", file, t.PID))
 		}
@@ -131,7 +122,7 @@ func (t *Target) mappedRoot(h *Host, file string) int {
 
 // startTime returns field 22 of /proc/PID/stat: clock ticks since boot; 0 if it cannot be told. The command before it may hold spaces and parentheses.
 func (h *Host) startTime(dir string) (ticks uint64) {
-	stat, _ := h.read(dir + "stat")
+	stat, _ := h.Read(dir + "stat")
 	if f := strings.Fields(stat[strings.LastIndexByte(stat, ')')+1:]); len(f) > 19 {
 		ticks, _ = strconv.ParseUint(f[19], 10, 64)
 	}

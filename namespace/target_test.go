@@ -88,7 +88,7 @@ func TestMappedRoot(t *testing.T) {
 
 func TestReadIsBounded(t *testing.T) {
 	h := procfs(t, map[string]string{"cgroup": strings.Repeat("x", 1<<20)})
-	if s, err := h.read("7/cgroup"); err != nil || len(s) != 1<<18 {
+	if s, err := h.Read("7/cgroup"); err != nil || len(s) != 1<<18 {
 		t.Errorf("%d bytes, %v", len(s), err)
 	}
 }

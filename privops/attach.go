@@ -70,18 +70,12 @@ func (a *Attachment) Attach(allowShared bool) {
 	namespace.Check(unix.MoveMount(a.tree, "", a.Point.fd, "", flags), wire.System, "attach", "cannot attach at %s", path)
 	a.attached = true
 	// The kernel follows to what is mounted on the place at that very moment. If the container was quick enough to mount something, the parent is another than the one that was judged.
-	if now, err := namespace.StatMount(a.ID, 0); err != nil || now.Parent != parent {
-		namespace.Die(wire.Errorf(wire.TargetForbidden, "attach", "cannot attach at %s: the container mounted something there meanwhile", path))
-	}
+	now, err := namespace.StatMount(a.ID, 0)
+	namespace.DieIf(err != nil || now.Parent != parent, wire.Errorf(wire.TargetForbidden, "attach", "cannot attach at %s: the container mounted something there meanwhile", path))
 }
 
-// Release closes what would keep the attached volumes busy while the caller takes its time to read the reply.
-func Release(list []*Attachment) {
-	for _, a := range list {
-		unix.Close(a.tree)
-		unix.Close(a.Point.fd)
-	}
-}
+// Release closes what would keep the attached volume busy while the caller takes its time to read the reply.
+func (a *Attachment) Release() { unix.Close(a.tree); unix.Close(a.Point.fd) }
 
 // Undo takes an attachment back: the mount first, then what was made for it. It writes nothing and so cannot fail for want of space.
 func (a *Attachment) Undo(h *namespace.Host) {

@@ -6,7 +6,6 @@ package privops
 
 import (
 	"fmt"
-	"os"
 	"strconv"
 	"strings"
 	"syscall"
@@ -18,18 +17,15 @@ import (
 	"github.com/bindgate/bindgate/wire"
 )
 
-// Caps is a set of capabilities, bit n for capability n.
-type Caps uint64
-
-// What each kind of operation needs. SECURITY.md says for each capability which line uses it.
+// What each kind of operation needs, bit n for capability n. SECURITY.md says for each capability which line uses it.
 const (
-	mountCaps  Caps = 1<<unix.CAP_SYS_ADMIN | 1<<unix.CAP_SYS_CHROOT | 1<<unix.CAP_SYS_PTRACE | 1<<unix.CAP_SETUID | 1<<unix.CAP_SETGID | 1<<unix.CAP_DAC_OVERRIDE
-	volumeCaps Caps = 1<<unix.CAP_SYS_ADMIN | 1<<unix.CAP_CHOWN | 1<<unix.CAP_DAC_OVERRIDE | 1<<unix.CAP_FOWNER | 1<<unix.CAP_FSETID
-	allCaps         = mountCaps | volumeCaps
+	mountCaps  uint64 = 1<<unix.CAP_SYS_ADMIN | 1<<unix.CAP_SYS_CHROOT | 1<<unix.CAP_SYS_PTRACE | 1<<unix.CAP_SETUID | 1<<unix.CAP_SETGID | 1<<unix.CAP_DAC_OVERRIDE
+	volumeCaps uint64 = 1<<unix.CAP_SYS_ADMIN | 1<<unix.CAP_CHOWN | 1<<unix.CAP_DAC_OVERRIDE | 1<<unix.CAP_FOWNER | 1<<unix.CAP_FSETID
+	allCaps           = mountCaps | volumeCaps
 )
 
 // capset is capset(2) for the calling thread, or for all threads, with permitted and effective set alike and nothing inheritable.
-func capset(c Caps, call func(nr, a, b, c uintptr) (uintptr, uintptr, syscall.Errno)) error {
+func capset(c uint64, call func(nr, a, b, c uintptr) (uintptr, uintptr, syscall.Errno)) error {
 	hdr := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
 	data := [2]unix.CapUserData{{Effective: uint32(c), Permitted: uint32(c)}, {Effective: uint32(c >> 32), Permitted: uint32(c >> 32)}}
 	if _, _, e := call(unix.SYS_CAPSET, uintptr(unsafe.Pointer(&hdr)), uintptr(unsafe.Pointer(&data[0])), 0); e != 0 {
@@ -41,7 +37,7 @@ func capset(c Caps, call func(nr, a, b, c uintptr) (uintptr, uintptr, syscall.Er
 // Reduce takes from the process what no operation needs, for good: the bounding set and the ambient set of this thread are emptied, every thread keeps only the capabilities that some operation needs,
 // no_new_privs is set, and no thread may make a system call that is not in the filter. Then it reads back, thread by thread, that all of it holds (T36): a call that reports success and did nothing is
 // found. Dies of config where the privilege was not there to begin with, of system, and of internal if the system did not do what it said.
-func Reduce(proc int) {
+func Reduce(h *namespace.Host) {
 	check := func(what string, err error) {
 		namespace.DieIf(err == unix.EPERM, wire.Errorf(wire.Config, "capabilities", "cannot %s: %v", what, err).
 			WithHint("bindgate-helper needs root's capabilities at its start: is it in a container, or under systemd with a CapabilityBoundingSet that lacks some?"))
@@ -54,31 +50,19 @@ func Reduce(proc int) {
 	check("drop capabilities", capset(allCaps, syscall.AllThreadsSyscall))
 	check("set no_new_privs", unix.Prctl(unix.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0))
 	check("install the system call filter", filterSyscalls()) // copies no_new_privs to every thread
-	dir, err := unix.Openat(proc, "self/task", unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
-	check("read back the threads' status", err)
-	tasks := os.NewFile(uintptr(dir), "task")
-	defer tasks.Close()
-	names, err := tasks.Readdirnames(-1)
-	check("read back the threads' status", err)
-	buf := make([]byte, 8192)
-	for _, tid := range names {
-		fd, err := unix.Openat(dir, tid+"/status", unix.O_RDONLY|unix.O_CLOEXEC, 0)
-		if err == unix.ENOENT {
-			continue // a thread that ended
-		}
-		check("read back the status of a thread", err)
-		n, err := unix.Read(fd, buf)
-		check("read back the status of a thread", err)
-		unix.Close(fd)
-		if err := CheckStatus(string(buf[:n]), tid == strconv.Itoa(unix.Gettid())); err != nil {
-			namespace.Die(wire.AsError(err))
+	tasks := h.List("self/task")
+	namespace.DieIf(len(tasks) == 0, wire.Errorf(wire.System, "capabilities", "cannot read back the status of the threads"))
+	for _, tid := range tasks {
+		if status, err := h.Read("self/task/" + tid + "/status"); err != unix.ENOENT && err != unix.ESRCH { // or else a thread that ended
+			check("read back the status of a thread", err)
+			namespace.Pass(CheckStatus(status, tid == strconv.Itoa(unix.Gettid())))
 		}
 	}
 }
 
 // CheckStatus checks the text of a thread's status (proc_pid_status(5)): uids, capabilities, no_new_privs and filter are as Reduce wants them. Only the working thread's bounding set is emptied.
 func CheckStatus(status string, working bool) error {
-	hex := func(c Caps) string { return fmt.Sprintf("%016x", uint64(c)) }
+	hex := func(c uint64) string { return fmt.Sprintf("%016x", c) }
 	want := map[string]string{"Uid": "0\t0\t0\t0", "CapInh": hex(0), "CapPrm": hex(allCaps), "CapEff": hex(allCaps), "CapAmb": hex(0), "NoNewPrivs": "1", "Seccomp": "2"}
 	if working {
 		want["CapBnd"] = hex(0)
@@ -103,7 +87,7 @@ func Confine(op string) {
 	namespace.Check(capset(c, syscall.RawSyscall), wire.System, "capabilities", "cannot drop the capabilities that %s does not need", op)
 	var now [2]unix.CapUserData
 	err := unix.Capget(&unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}, &now[0])
-	namespace.DieIf(err != nil || Caps(now[0].Permitted)|Caps(now[1].Permitted)<<32 != c, wire.Errorf(wire.Internal, "capabilities", "cannot go on with privilege: the thread kept what %s does not need", op))
+	namespace.DieIf(err != nil || uint64(now[0].Permitted)|uint64(now[1].Permitted)<<32 != c, wire.Errorf(wire.Internal, "capabilities", "cannot go on with privilege: the thread kept what %s does not need", op))
 }
 
 // Relinquish drops every capability of the calling thread. It is the last step.

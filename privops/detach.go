@@ -24,8 +24,8 @@ type Recorded struct {
 	UID, GID int      // file system ids of the container's root
 }
 
-func (r *Recorded) busy(format string, args ...any) {
-	namespace.Die(wire.Errorf(wire.Busy, "detach", "cannot detach %s: "+format, append([]any{r.Target}, args...)...).WithHint("end what uses it, or detach with --lazy"))
+func (r *Recorded) busy(cond bool, format string, args ...any) {
+	namespace.DieIf(cond, wire.Errorf(wire.Busy, "detach", "cannot detach %s: "+format, append([]any{r.Target}, args...)...).WithHint("end what uses it, or detach with --lazy"))
 }
 
 // Unused checks that nobody uses the mounts of list in the namespace that the calling thread has entered: that no mount of keep, which are others' attachments, lies on or below them, and unless lazy that
@@ -40,11 +40,10 @@ func Unused(h *namespace.Host, ns namespace.NS, list []*Recorded, keep []uint64,
 		foreign := func(id uint64) bool {
 			return slices.Contains(keep, id) || !lazy && !slices.ContainsFunc(list, func(o *Recorded) bool { return o.ID == id })
 		}
-		if err != nil || e != nil || slices.ContainsFunc(below, foreign) {
-			r.busy("something else is mounted on it or below it")
-		}
-		if holders := h.Holders(ns, m); !lazy && len(holders) > 0 {
-			r.busy("it is in use by %s", strings.Join(holders, ", "))
+		r.busy(err != nil || e != nil || slices.ContainsFunc(below, foreign), "something else is mounted on it or below it")
+		if !lazy {
+			holders := h.Holders(ns, m)
+			r.busy(len(holders) > 0, "it is in use by %s", strings.Join(holders, ", "))
 		}
 	}
 }
@@ -60,12 +59,9 @@ func (r *Recorded) Detach(h *namespace.Host, lazy bool) {
 	namespace.Check(err, wire.System, "detach", "cannot find the mount at %s", r.Target)
 	for id := uint64(0); id != r.ID; {
 		fd, err := openPoint(m.Point)
-		if err != nil {
-			r.busy("the container covered or moved it (it was at %s): %v", m.Point, err)
-		}
-		if id, _, err = namespace.MountOf(fd); err != nil || id != r.ID && !(lazy && liesOn(id, r.ID)) {
-			r.busy("the container mounted something over it (at %s)", m.Point)
-		}
+		r.busy(err != nil, "the container covered or moved it (it was at %s): %v", m.Point, err)
+		id, _, err = namespace.MountOf(fd)
+		r.busy(err != nil || id != r.ID && !(lazy && liesOn(id, r.ID)), "the container mounted something over it (at %s)", m.Point)
 		namespace.Check(unmount(h, fd), wire.System, "detach", "cannot unmount %s", r.Target)
 		unix.Close(fd)
 	}

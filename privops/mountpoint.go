@@ -3,6 +3,7 @@ package privops
 import (
 	"cmp"
 	"errors"
+	"fmt"
 	"slices"
 	"strings"
 
@@ -64,26 +65,20 @@ func NewPlace(t *namespace.Target, rules *Rules, rootfs wire.Path, host int) *Pl
 	if len(rootfs.Components) == 0 {
 		return p
 	}
-	refuse := func(why string) {
-		namespace.Die(wire.Errorf(wire.TargetForbidden, "target", "cannot use the rootfs %s: %s", rootfs, why).WithHint("a rootfs is named only between the runtime's mounts and the pivot (createRuntime)"))
+	refuse := func(cond bool, why string) {
+		namespace.DieIf(cond, wire.Errorf(wire.TargetForbidden, "target", "cannot use the rootfs %s: %s", rootfs, why).WithHint("a rootfs is named only between the runtime's mounts and the pivot (createRuntime)"))
 	}
-	if !t.SharesHostRoot {
-		refuse("the process has a root of its own already")
-	}
+	refuse(!t.SharesHostRoot, "the process has a root of its own already")
 	fd, err := Open(t.Root, rootfs.Components, t.NS.ID)
 	id, stx, e1 := namespace.MountOf(fd)
 	m, e2 := namespace.StatMount(id, t.NS.ID)
 	parent, e3 := namespace.StatMount(m.Parent, t.NS.ID)
 	_, there, e4 := namespace.MountOf(host)
 	inherited := there.Attributes&unix.STATX_ATTR_MOUNT_ROOT != 0 && parent.Point != m.Point // the host's own mount, and none on it
-	switch err := cmp.Or(err, e1, e2, e3, e4); {
-	case err != nil:
-		refuse(err.Error())
-	case stx.Attributes&unix.STATX_ATTR_MOUNT_ROOT == 0:
-		refuse("it is not a mountpoint in the container's namespace")
-	case inherited || m.Dev != parent.Dev || !sameFile(fd, host): // somebody else's root, or another directory bound there
-		refuse("it is not bound onto itself, as a runtime does for the container that it starts")
-	}
+	err = cmp.Or(err, e1, e2, e3, e4)
+	refuse(err != nil, fmt.Sprint(err))
+	refuse(stx.Attributes&unix.STATX_ATTR_MOUNT_ROOT == 0, "it is not a mountpoint in the container's namespace")
+	refuse(inherited || m.Dev != parent.Dev || !sameFile(fd, host), "it is not bound onto itself, as a runtime does for the container that it starts") // somebody else's root, or another directory
 	p.root, p.rootMount = fd, id
 	return p
 }
@@ -150,19 +145,15 @@ func (p *Place) Resolve(path wire.Path, dir bool) *Mountpoint {
 	in := func(l []wire.Path) bool {
 		return slices.ContainsFunc(l, func(d wire.Path) bool { return d.Contains(full) })
 	}
-	switch {
-	case len(m.names) == 0 || !path.Absolute && len(m.names) <= len(p.sandboxPath.Components):
-		forbid(path, "it is the root itself")
-	case !p.allows(path, full) || p.onHost && path.Absolute && !in(p.rules.HostPaths):
-		p.outside(path)
-	case in(p.rules.DenyUnder), slices.ContainsFunc(p.rules.Deny, func(d wire.Path) bool { return slices.Equal(d.Components, m.names) }):
-		forbid(path, full.String()+" is in a deny list of helper.toml")
-	case m.missing > 0 && p.onHost && path.Absolute:
-		namespace.Die(wire.Errorf(wire.TargetMissing, "target", "cannot attach at %s: it does not exist, and the container shares the host's root, where nothing is made", path).
-			WithHint("create it on the host, or use a relative path, which is made in the sandbox"))
-	case m.missing > 0:
+	forbid(len(m.names) == 0 || !path.Absolute && len(m.names) <= len(p.sandboxPath.Components), path, "it is the root itself")
+	p.outside(!p.allows(path, full) || p.onHost && path.Absolute && !in(p.rules.HostPaths), path)
+	denied := in(p.rules.DenyUnder) || slices.ContainsFunc(p.rules.Deny, func(d wire.Path) bool { return slices.Equal(d.Components, m.names) })
+	forbid(denied, path, full.String()+" is in a deny list of helper.toml")
+	namespace.DieIf(m.missing > 0 && p.onHost && path.Absolute, wire.Errorf(wire.TargetMissing, "target", "cannot attach at %s: it does not exist, and the container shares the host's root, where nothing is made", path).
+		WithHint("create it on the host, or use a relative path, which is made in the sandbox"))
+	if m.missing > 0 {
 		m.mayMake()
-	default:
+	} else {
 		fits(path, st.Mode, dir)
 	}
 	return m
@@ -177,11 +168,9 @@ func (p *Place) allows(path, at wire.Path) bool {
 	return !p.onHost || slices.ContainsFunc(p.rules.HostPaths, related)
 }
 
-func (p *Place) outside(path wire.Path) {
-	if p.onHost && path.Absolute {
-		forbid(path, "the container shares the host's root, and the path is not under targets.host_paths of helper.toml")
-	}
-	forbid(path, "it leads out of the sandbox directory")
+func (p *Place) outside(cond bool, path wire.Path) {
+	forbid(cond && p.onHost && path.Absolute, path, "the container shares the host's root, and the path is not under targets.host_paths of helper.toml")
+	forbid(cond, path, "it leads out of the sandbox directory")
 }
 
 func (m *Mountpoint) walk(path wire.Path) {
@@ -203,9 +192,7 @@ func (m *Mountpoint) walk(path wire.Path) {
 			continue
 		}
 		at := append(slices.Clone(m.names), name)
-		if !p.allows(path, absolute(at)) {
-			p.outside(path)
-		}
+		p.outside(!p.allows(path, absolute(at)), path)
 		next, err := unix.Openat(m.fd, name, unix.O_PATH|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
 		if err == unix.ENOENT && linked == 0 {
 			m.missing, m.names = len(todo), append(m.names[:len(m.names):len(m.names)], todo...)
@@ -237,15 +224,11 @@ func (p *Place) judgeMount(fd int, path wire.Path, at []string) {
 	id, _, err := namespace.MountOf(fd)
 	on, e := namespace.StatMount(id, p.target.NS.ID)
 	atFault(path, at, cmp.Or(err, e))
-	if slices.Contains([]string{"proc", "sysfs", "cgroup", "cgroup2", "devtmpfs"}, on.Type) || isFUSE(on.Type) {
-		forbid(path, absolute(at).String()+" is on a "+on.Type+" filesystem")
-	}
+	bad := slices.Contains([]string{"proc", "sysfs", "cgroup", "cgroup2", "devtmpfs"}, on.Type) || isFUSE(on.Type)
+	forbid(bad, path, absolute(at).String()+" is on a "+on.Type+" filesystem")
 }
 
-func (m *Mountpoint) restart() {
-	m.moveTo(m.place.root)
-	m.names = nil
-}
+func (m *Mountpoint) restart() { m.moveTo(m.place.root); m.names = nil }
 
 // moveTo goes on at fd. What is walked past is closed, since a path has up to 2,048 components.
 func (m *Mountpoint) moveTo(fd int) {
@@ -280,9 +263,8 @@ func (m *Mountpoint) mayMake() {
 	if id == m.place.rootMount || id == m.place.sandMount {
 		return
 	}
-	if on, err := namespace.StatMount(id, m.place.target.NS.ID); err != nil || on.Type != "tmpfs" {
-		namespace.Die(wire.Errorf(wire.TargetForbidden, "target", "cannot create %s in the container: %s is another mount, in which nothing is made", path, here).WithHint("create the path in what is mounted there"))
-	}
+	on, err := namespace.StatMount(id, m.place.target.NS.ID)
+	namespace.DieIf(err != nil || on.Type != "tmpfs", wire.Errorf(wire.TargetForbidden, "target", "cannot create %s in the container: %s is another mount, in which nothing is made", path, here).WithHint("create the path in what is mounted there"))
 }
 
 // Make makes the missing components, 0755, as the container's root would: with its file system ids, so that the kernel's own checks apply and there is never a moment with another owner (FACTS 3). A
@@ -375,15 +357,13 @@ func sameFile(a, b int) bool {
 }
 
 func fits(path wire.Path, mode uint32, dir bool) {
-	if kind := mode & unix.S_IFMT; dir && kind != unix.S_IFDIR {
-		namespace.Die(wire.Errorf(wire.InvalidRequest, "target", "cannot attach at %s: the volume is a directory, and that is none", path))
-	} else if !dir && kind != unix.S_IFREG {
-		namespace.Die(wire.Errorf(wire.InvalidRequest, "target", "cannot attach at %s: the volume is a single file, and that is none", path))
-	}
+	kind := mode & unix.S_IFMT
+	namespace.DieIf(dir && kind != unix.S_IFDIR, wire.Errorf(wire.InvalidRequest, "target", "cannot attach at %s: the volume is a directory, and that is none", path))
+	namespace.DieIf(!dir && kind != unix.S_IFREG, wire.Errorf(wire.InvalidRequest, "target", "cannot attach at %s: the volume is a single file, and that is none", path))
 }
 
-func forbid(path wire.Path, why string) {
-	namespace.Die(wire.Errorf(wire.TargetForbidden, "target", "cannot attach at %s in the container: %s", path, why))
+func forbid(cond bool, path wire.Path, why string) {
+	namespace.DieIf(cond, wire.Errorf(wire.TargetForbidden, "target", "cannot attach at %s in the container: %s", path, why))
 }
 
 // atFault ends the operation if err is not nil, naming the component that it happened at.
@@ -392,10 +372,8 @@ func atFault(path wire.Path, at []string, err error) {
 		return
 	}
 	e := wire.Errorf(wire.System, "target", "cannot reach or create %s in the container: %s: %v", path, absolute(at), err).Because(err)
-	for _, errno := range []error{unix.ELOOP, unix.EROFS, unix.EACCES, unix.EPERM, unix.ENOENT} {
-		if errors.Is(err, errno) {
-			e.Code, e.Hint = wire.TargetForbidden, "create the path in the container's image, or choose another one"
-		}
+	if slices.ContainsFunc([]error{unix.ELOOP, unix.EROFS, unix.EACCES, unix.EPERM, unix.ENOENT}, func(errno error) bool { return errors.Is(err, errno) }) {
+		e.Code, e.Hint = wire.TargetForbidden, "create the path in the container's image, or choose another one"
 	}
 	if errors.Is(err, unix.ENOTDIR) || errors.Is(err, unix.EEXIST) {
 		e.Code = wire.InvalidRequest

@@ -69,15 +69,10 @@ func PinSource(root SourceRoot, asked string, path, subpath []string) *Source {
 
 func (s *Source) judge(st *unix.Stat_t, on namespace.Mount) {
 	s.IsDir = st.Mode&unix.S_IFMT == unix.S_IFDIR
-	switch {
-	case !s.IsDir && st.Mode&unix.S_IFMT != unix.S_IFREG:
-		namespace.Die(s.forbid("it is neither a directory nor a regular file"))
-	case !s.IsDir && st.Nlink != 1:
-		namespace.Die(s.forbid("it is a file with %d links, so it has a name elsewhere too", st.Nlink))
-	case !s.private && !strips(on):
-		namespace.Die(s.forbid("it is not sealed: users of the host can reach it, and its mount lacks nosuid or nodev").
-			WithHint("chmod 0700 a folder of root's above it, or mount it with nosuid,nodev: otherwise a setuid file that a container writes there is setuid on the host"))
-	}
+	namespace.DieIf(!s.IsDir && st.Mode&unix.S_IFMT != unix.S_IFREG, s.forbid("it is neither a directory nor a regular file"))
+	namespace.DieIf(!s.IsDir && st.Nlink != 1, s.forbid("it is a file with %d links, so it has a name elsewhere too", st.Nlink))
+	namespace.DieIf(!s.private && !strips(on), s.forbid("it is not sealed: users of the host can reach it, and its mount lacks nosuid or nodev").
+		WithHint("chmod 0700 a folder of root's above it, or mount it with nosuid,nodev: otherwise a setuid file that a container writes there is setuid on the host"))
 }
 
 // mountsIn counts the mounts below the mount id whose path begins with prefix.

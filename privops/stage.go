@@ -1,6 +1,7 @@
 package privops
 
 import (
+	"cmp"
 	"strconv"
 	"syscall"
 	"unsafe"
@@ -110,17 +111,11 @@ func cloneTrees(slots []int, names [][5]byte, lock bool) syscall.Errno {
 		return errno
 	}
 	var status uint32
-	for {
-		_, _, e := syscall.RawSyscall6(unix.SYS_WAIT4, pid, uintptr(unsafe.Pointer(&status)), unix.WALL, 0, 0, 0)
-		if e == unix.EINTR {
-			continue
-		} else if e != 0 {
-			return e
-		}
-		break
+	for errno = unix.EINTR; errno == unix.EINTR; {
+		_, _, errno = syscall.RawSyscall6(unix.SYS_WAIT4, pid, uintptr(unsafe.Pointer(&status)), unix.WALL, 0, 0, 0)
 	}
-	if status&0x7f != 0 {
-		return unix.EINTR // killed
+	if errno != 0 || status&0x7f != 0 { // or it was killed
+		return cmp.Or(errno, unix.EINTR)
 	}
 	return syscall.Errno(status >> 8 & 0xff)
 }

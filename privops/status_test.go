@@ -110,14 +110,14 @@ func TestCheckStatusOfThisProcess(t *testing.T) {
 func TestCapabilitiesAreTheFewThatAreNeeded(t *testing.T) {
 	const chown, dacOverride, fowner, fsetid, setgid, setuid, sysChroot, sysPtrace, sysAdmin = 0, 1, 3, 4, 6, 7, 18, 19, 21
 	for name, c := range map[string]struct {
-		got  Caps
+		got  uint64
 		want []int
 	}{
 		"mount":  {mountCaps, []int{sysAdmin, sysChroot, sysPtrace, setuid, setgid, dacOverride}},
 		"volume": {volumeCaps, []int{sysAdmin, chown, dacOverride, fowner, fsetid}},
 		"all":    {allCaps, []int{sysAdmin, sysChroot, sysPtrace, setuid, setgid, dacOverride, chown, fowner, fsetid}},
 	} {
-		var want Caps
+		var want uint64
 		for _, n := range c.want {
 			want |= 1 << n
 		}

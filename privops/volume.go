@@ -67,15 +67,13 @@ func (v *Volumes) Create(name string, mode, uid, gid uint32) bool {
 // Remove removes the volume name and all in it. It first takes the name away, in one step, then empties the directory, following no link and crossing no mount. Interrupted, it goes on when called
 // again. Dies of volume_not_found, busy if something is mounted on it or in it, system.
 func (v *Volumes) Remove(name string) {
+	id, _, err := namespace.MountOf(v.FD)
+	mounted := err == nil && mountsIn(id, v.Path+"/"+name+"/") > 0 // before anything is removed
 	check := func(err error) {
-		namespace.DieIf(err == unix.EBUSY || err == unix.EXDEV, wire.Errorf(wire.Busy, "volume", "cannot remove the local volume %s: something is mounted in it", name).WithHint("see findmnt"))
+		namespace.DieIf(mounted || err == unix.EBUSY || err == unix.EXDEV, wire.Errorf(wire.Busy, "volume", "cannot remove the local volume %s: something is mounted in it", name).WithHint("see findmnt"))
 		namespace.Check(err, wire.System, "volume", "cannot remove the local volume %s", name)
 	}
-	id, _, err := namespace.MountOf(v.FD)
 	check(err)
-	if mountsIn(id, v.Path+"/"+name+"/") > 0 { // before anything is removed
-		check(unix.EBUSY)
-	}
 	gone := ".gone-" + name
 	left := v.purge(gone) // of a removal that was interrupted
 	err = unix.Renameat2(v.FD, name, v.FD, gone, unix.RENAME_NOREPLACE)

@@ -16,7 +16,7 @@ import (
 // privileged are the system calls of the core that change, enter or ask what an ordinary process may not, or that are part of giving privilege up, by the function of package unix that makes them. Each
 // must be in the table of SECURITY.md, with the files that make it. One by number (unix.SYS_X) counts as its lower-case name.
 var privileged = map[string]string{
-	"Setrlimit": "setrlimit", "CloseRange": "close_range", "Setresuid": "setresuid", "Prctl": "prctl", "PrctlRetInt": "prctl", "PidfdOpen": "pidfd_open", "IoctlRetInt": "ioctl", "SetfsuidRetUid": "setfsuid",
+	"Setrlimit": "setrlimit", "Setresuid": "setresuid", "Prctl": "prctl", "PrctlRetInt": "prctl", "PidfdOpen": "pidfd_open", "IoctlRetInt": "ioctl", "SetfsuidRetUid": "setfsuid",
 	"SetfsgidRetGid": "setfsgid", "OpenTree": "open_tree", "MountSetattr": "mount_setattr", "MoveMount": "move_mount", "Unshare": "unshare", "Setns": "setns", "Fsopen": "fsopen", "FsconfigCreate": "fsconfig",
 	"Fsmount": "fsmount", "Fchdir": "fchdir", "Chroot": "chroot", "Unmount": "umount2", "OpenByHandleAt": "open_by_handle_at", "Mkdir": "mkdirat", "Mkdirat": "mkdirat", "Mknodat": "mknodat", "Unlinkat": "unlinkat",
 	"Renameat2": "renameat2", "Fchown": "fchown", "Fchmod": "fchmod",
@@ -29,7 +29,7 @@ var privilegedByNumber = []string{"setgroups", "setresgid", "capset", "seccomp",
 var ordinary = map[string]string{
 	"Open": "openat", "Openat": "openat", "Openat2": "openat2", "Fstat": "fstat", "Fstatat": "newfstatat", "Statx": "statx", "Fstatfs": "fstatfs", "Readlinkat": "readlinkat", "ReadDirent": "getdents64", "Seek": "lseek",
 	"Read": "read", "Write": "write", "Close": "close", "Fsync": "fsync", "Poll": "ppoll", "FcntlFlock": "fcntl", "Gettid": "gettid", "Chdir": "chdir", "Umask": "umask", "Getrlimit": "prlimit64", "Setitimer": "setitimer",
-	"Socket": "socket", "Connect": "connect", "GetsockoptUcred": "getsockopt", "GetsockoptInt": "getsockopt", "Getsockname": "getsockname",
+	"Socket": "socket", "Connect": "connect", "GetsockoptUcred": "getsockopt", "GetsockoptInt": "getsockopt", "Tgkill": "tgkill", "FcntlInt": "fcntl", "Capget": "capget", "NsecToTimeval": "", "Getsockname": "getsockname",
 	"ParseDirent": "", "NewFileHandle": "", "RawSyscall": "", "RawSyscall6": "", "Syscall": "", "Syscall6": "", // make no call, or one by number
 }
 
@@ -262,7 +262,7 @@ func TestSecurityListsEveryCapability(t *testing.T) {
 // What the filter admits is in the table or needs no privilege; what a later step of the table needs, it admits; what only steps before it need, it does not.
 func TestSecurityAgreesWithTheFilter(t *testing.T) {
 	code := scanCore(t)
-	early, late := []string{}, []string{"openat", "statx", "newfstatat", "readlinkat"}
+	early, late := []string{}, []string{"openat", "statx", "newfstatat", "readlinkat", "fcntl"}
 	for _, r := range table(t) {
 		if r.early() && !slices.Contains(r.calls, "capset") { // which goes on for as long as there is something to drop
 			early = append(early, r.calls...)

@@ -47,9 +47,7 @@ var exits = map[Code]int{
 }
 
 // Exit returns the exit status of the code's class; 70 for one that is not in the table.
-func (c Code) Exit() int {
-	return cmp.Or(exits[c], 70)
-}
+func (c Code) Exit() int { return cmp.Or(exits[c], 70) }
 
 // An Error is a failure with its code, the stage in which it happened (a word such as "source" or "lock"), a message of the form
 // "cannot <verb> <object>: <why>", and where one helps a hint: what to do about it.
@@ -82,10 +80,7 @@ func (e *Error) WithHint(format string, args ...any) *Error {
 }
 
 // Because adds the cause, for errors.Is.
-func (e *Error) Because(err error) *Error {
-	e.Cause = err
-	return e
-}
+func (e *Error) Because(err error) *Error { e.Cause = err; return e }
 
 // AsError returns err as an *Error. One that is none has the code internal: every failure that can be expected was given its code where it arose.
 func AsError(err error) *Error {

@@ -1,6 +1,7 @@
 package wire
 
 import (
+	"cmp"
 	"slices"
 	"strings"
 )
@@ -46,13 +47,10 @@ func ParsePath(s string) (Path, error) {
 // String returns the clean form: one slash between components, none at the end, "/" or "." for a path without any.
 func (p Path) String() string {
 	s := strings.Join(p.Components, "/")
-	switch {
-	case p.Absolute:
+	if p.Absolute {
 		return "/" + s
-	case s == "":
-		return "."
 	}
-	return s
+	return cmp.Or(s, ".")
 }
 
 // Contains reports whether q is p or lies below it, by whole components. Of an absolute and a relative path neither contains the other.

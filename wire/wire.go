@@ -20,8 +20,7 @@ const (
 	MaxRequest = 1 << 20  // bytes of a request
 	MaxReply   = 16 << 20 // bytes of a reply or of a ledger record
 	MaxBlocks  = 1024     // mount= blocks in a request; helper.toml may allow fewer
-	MaxKey     = 32       // bytes of a key
-	maxKeys    = 32       // keys in the head or in a block
+	maxKeys    = 32       // keys in the head or in a block, and bytes of a key
 )
 
 // Version is the value of the field bindgate= that this package speaks.
@@ -82,7 +81,7 @@ func Decode(data []byte, max, maxBlocks int) (*Message, error) {
 	for ; len(data) > 0 && len(data) <= max && !ended; n++ {
 		field, rest, terminated := bytes.Cut(data, []byte{0})
 		key, value, ok := strings.Cut(string(field), "=")
-		if !terminated || !ok || key == "" || len(key) > MaxKey || strings.Trim(key, "abcdefghijklmnopqrstuvwxyz-_") != "" {
+		if !terminated || !ok || key == "" || len(key) > maxKeys || strings.Trim(key, "abcdefghijklmnopqrstuvwxyz-_") != "" {
 			return nil, invalid("cannot read field %d: it is not key=value ended by a NUL byte", n)
 		}
 		data = rest
