@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"path"
 	"slices"
 	"strconv"
@@ -48,8 +49,10 @@ func (s *session) attach(r *wire.Request) []wire.Fields {
 
 // commit records the attachments and makes them. The lock of the namespace is held from before the record is read until all is done or undone.
 func (s *session) commit(r *wire.Request, target *namespace.Target, list []*privops.Attachment) {
+	defer must(s.ledger.Lock(context.Background(), state.Key("container", strconv.Itoa(int(s.caller.uid)), r.Owner, r.Container))).Unlock()
 	defer must(s.ledger.LockNS(target.NS.ID)).Unlock()
 	before := must(s.ledger.ReadNS(target.NS.ID))
+	before.Inode = target.NS.Inode
 	s.refuseElsewhere(r, target.NS.ID)
 	record := &state.LedgerRecord{NS: target.NS.ID, Inode: target.NS.Inode}
 	var stale []state.LedgerMount // what a crash, or the container itself, left of earlier ones
@@ -63,13 +66,13 @@ func (s *session) commit(r *wire.Request, target *namespace.Target, list []*priv
 	live := len(record.Mounts)
 	for _, a := range list {
 		m := state.LedgerMount{UID: s.caller.uid, Owner: r.Owner, Container: r.Container, PID: r.PID, Target: parse(a.Mount.Path).String(), Source: path.Join(a.Source.Path, a.Mount.Subpath), Mode: a.Mount.Mode,
-			ID: a.ID, Path: a.Point.Path(), Prefix: a.Point.Prefix(), Root: a.Point.Root(), Made: a.Point.Missing(), RootUID: target.UID, RootGID: target.GID}
+			ID: a.ID, Path: a.Point.Path(), Prefix: a.Point.Prefix(), Root: a.Point.Root(), Base: a.Point.Base, Made: a.Point.Missing(), RootUID: target.UID, RootGID: target.GID}
 		if m.Target[0] != '/' {
 			m.HostPath = path.Join(r.Directory, a.Point.InSandbox())
 		} else if r.Rootfs != "" {
 			m.HostPath = path.Join(r.Rootfs, m.Path)
 		}
-		same := func(x state.LedgerMount) bool { return x.Prefix+x.Path == m.Prefix+m.Path }
+		same := func(x state.LedgerMount) bool { return x.Root == m.Root && x.Path == m.Path }
 		namespace.DieIf(slices.ContainsFunc(record.Mounts[:live], same), wire.Errorf(wire.Conflict, "ledger", "cannot attach at %s: there is a volume already", m.Path).WithHint("detach it first"))
 		if i := slices.IndexFunc(stale, same); i >= 0 { // what was made for it is ours to remove still
 			m.Made = max(m.Made, stale[i].Made)
@@ -104,7 +107,7 @@ func (s *session) commit(r *wire.Request, target *namespace.Target, list []*priv
 		list[done].Attach(s.config.Targets.AllowSharedPropagation)
 	}
 	for _, m := range stale {
-		recorded(&m).Detach(s.host, true)
+		namespace.Try(func() { recorded(&m).Detach(s.host, true) }) // all is attached: what stays is the next one's
 	}
 }
 
@@ -171,7 +174,7 @@ func (s *session) source(m *wire.Mount) *privops.Source {
 	fd, private, err := conf.OpenTrusted(rule.Path, unix.O_PATH|unix.O_DIRECTORY)
 	namespace.Check(err, wire.SourceForbidden, "source", "cannot use the source %s", m.Source)
 	root := privops.SourceRoot{FD: fd, Sealed: private, RequireMountpoint: rule.RequireMountpoint, AllowFUSE: rule.AllowFUSE, Ours: local.Contains(asked)}
-	return privops.PinSource(root, m.Source, asked.Components[len(best.Components):], parse(m.Subpath).Components)
+	return privops.PinSource(root, asked.String(), asked.Components[len(best.Components):], parse(m.Subpath).Components)
 }
 
 // onHost opens a directory on the host that lies in one of the allowed roots.

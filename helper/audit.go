@@ -123,6 +123,7 @@ func (a *audit) write(event string, r *wire.Request, mounts []string, more ...st
 	}
 	n, err := unix.Write(a.file, []byte(line))
 	if err == nil && n < len(line) {
+		unix.Write(a.file, []byte("\n")) // where there is room again, the next line is its own
 		err = unix.ENOSPC
 	}
 	return err

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"slices"
 	"strconv"
 	"strings"
@@ -19,7 +20,13 @@ func (s *session) detach(r *wire.Request) []wire.Fields {
 	uid := s.caller.uid
 	ns, found := s.ledger.Find(uid, r.Owner, r.Container)
 	if !found && uid == 0 {
-		uid, ns, found = s.ledger.FindAny(r.Owner, r.Container)
+		for _, id := range must(s.ledger.Namespaces()) {
+			for _, m := range must(s.ledger.ReadNS(id)).Mounts {
+				if m.IsOf(m.UID, r.Owner, r.Container) {
+					uid, ns, found = m.UID, id, true
+				}
+			}
+		}
 	}
 	if !found && len(r.Mounts) == 0 {
 		return nil
@@ -63,6 +70,7 @@ func (s *session) drop(record *state.LedgerRecord, lazy bool, which func(state.L
 	}
 	ns, alive := namespace.OpenNS(record.NS, record.Inode)
 	if alive {
+		defer unix.Close(ns.FD)
 		ns.Enter()
 		privops.Unused(s.host, ns, going, keep, lazy) // all or nothing
 	}
@@ -70,6 +78,9 @@ func (s *session) drop(record *state.LedgerRecord, lazy bool, which func(state.L
 	for i, m := range slices.Backward(slices.Clone(record.Mounts)) {
 		if !which(m) {
 			continue
+		}
+		if m.HostPath != "" && m.Made > 0 && s.shared(&m) {
+			m.Made = 0
 		}
 		if alive {
 			recorded(&m).Detach(s.host, lazy)
@@ -84,16 +95,33 @@ func (s *session) drop(record *state.LedgerRecord, lazy bool, which func(state.L
 
 // unmakeOnHost removes what was made for a mount whose namespace has ended, where the host can reach it: beneath a sandbox or rootfs root of helper.toml.
 func (s *session) unmakeOnHost(m *state.LedgerMount) {
+	s.host.NS.Enter() // a sweep may have been in a container
 	at := parse(m.HostPath)
 	for _, root := range wire.ParsePaths(slices.Concat(s.config.Targets.SandboxRoots, s.config.Targets.RootfsRoots)) {
-		if fd, _, err := conf.OpenTrusted(root.String(), unix.O_PATH|unix.O_DIRECTORY); err == nil && root.Contains(at) {
-			privops.AsRoot(m.RootUID, m.RootGID, func() { privops.RemoveMade(fd, at.Components[len(root.Components):], m.Made) })
+		if fd, _, err := conf.OpenTrusted(root.String(), unix.O_PATH|unix.O_DIRECTORY); err == nil {
+			if root.Contains(at) {
+				privops.AsRoot(m.RootUID, m.RootGID, func() { privops.RemoveMade(fd, at.Components[len(root.Components):], m.Made, 0, m.Base) })
+			}
+			unix.Close(fd)
 		}
 	}
 }
 
+// shared reports whether another container has a live mount at the same place in a sandbox or rootfs on the host: the kernel takes that away with the directory, in whatever namespace it is.
+func (s *session) shared(m *state.LedgerMount) bool {
+	for _, id := range must(s.ledger.Namespaces()) {
+		record, err := s.ledger.ReadNS(id)
+		if err != nil || slices.ContainsFunc(record.Mounts, func(x state.LedgerMount) bool {
+			return x.HostPath == m.HostPath && x.ID != m.ID && namespace.Mounted(x.ID, id)
+		}) {
+			return true
+		}
+	}
+	return false
+}
+
 func recorded(m *state.LedgerMount) *privops.Recorded {
-	return &privops.Recorded{ID: m.ID, Target: m.Target, Names: parse(m.Path).Components, Prefix: parse(m.Prefix).Components, Root: m.Root, Made: m.Made, UID: m.RootUID, GID: m.RootGID}
+	return &privops.Recorded{ID: m.ID, Target: m.Target, Names: parse(m.Path).Components, Prefix: parse(m.Prefix).Components, Root: m.Root, Base: m.Base, Made: m.Made, UID: m.RootUID, GID: m.RootGID}
 }
 
 // sweep brings the ledger to agree with the kernel for one owner of the caller's: mounts that are not there, half-made or ended with their namespace, are dropped and what was made for them is removed;
@@ -106,9 +134,9 @@ func (s *session) sweep(r *wire.Request) (gone []wire.Fields) {
 			defer must(s.ledger.LockNS(id)).Unlock()
 			name := strconv.FormatUint(id, 10)
 			record, err := s.ledger.ReadNS(id)
-			if err != nil {
+			if err != nil && wire.AsError(err).Code == wire.StateCorrupt {
 				gone = append(gone, wire.Pairs("mount", must(s.ledger.MoveAside(name)), "corrupt", "1"))
-			} else if len(record.Mounts) == 0 { // of an earlier boot
+			} else if namespace.Pass(err); len(record.Mounts) == 0 { // of an earlier boot
 				s.ledger.WriteNS(record)
 			} else {
 				gone = append(gone, s.drop(record, true, func(m state.LedgerMount) bool {
@@ -117,11 +145,21 @@ func (s *session) sweep(r *wire.Request) (gone []wire.Fields) {
 			}
 		}()
 	}
+	s.ledger.SweepIndex()
+	now, cancel := context.WithCancel(context.Background())
+	cancel() // a lock that is not free is not waited for
+	var held []*state.Lock
 	s.ledger.SweepTemporary(func(record string) bool {
 		id, err := strconv.ParseUint(record, 10, 64)
-		return err == nil && must(s.ledger.LockNS(id)) != nil // held to the end of the process
+		lock, e := s.ledger.Lock(now, id<<1)
+		if e == nil {
+			held = append(held, lock)
+		}
+		return err == nil && e == nil
 	})
-	s.ledger.SweepIndex()
+	for _, lock := range held {
+		lock.Unlock()
+	}
 	return gone
 }
 

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"os"
 	"os/user"
+	"runtime"
 	"slices"
 	"strconv"
 	"sync/atomic"
@@ -16,6 +17,7 @@ import (
 
 	"github.com/bindgate/bindgate/conf"
 	"github.com/bindgate/bindgate/namespace"
+	"github.com/bindgate/bindgate/privops"
 	"github.com/bindgate/bindgate/state"
 	"github.com/bindgate/bindgate/wire"
 )
@@ -24,8 +26,6 @@ const (
 	readDeadline = 10 * time.Second // for the whole request to arrive
 	runDeadline  = 25 * time.Second // for everything; shorter than the policy process waits
 	killDeadline = 28 * time.Second // the kernel's own, for what the other two cannot interrupt
-	minFiles     = 256              // descriptors that a run may need
-	minSignals   = 64               // pending signals
 	queueProbe   = 34               // a signal that nobody else uses
 )
 
@@ -42,7 +42,7 @@ func startClean() {
 	}
 	ignore.handler = 0 // SIG_DFL: the timer below ends us
 	unix.RawSyscall6(unix.SYS_RT_SIGACTION, uintptr(unix.SIGALRM), uintptr(unsafe.Pointer(&ignore)), 0, 8, 0, 0)
-	for resource, min := range map[int]uint64{unix.RLIMIT_FSIZE: unix.RLIM_INFINITY, unix.RLIMIT_NOFILE: minFiles, unix.RLIMIT_SIGPENDING: minSignals, unix.RLIMIT_CORE: 0} {
+	for resource, min := range map[int]uint64{unix.RLIMIT_FSIZE: unix.RLIM_INFINITY, unix.RLIMIT_NOFILE: 256, unix.RLIMIT_SIGPENDING: 64, unix.RLIMIT_CORE: 0} {
 		var l unix.Rlimit
 		err := unix.Getrlimit(resource, &l)
 		if l.Cur = l.Max; l.Max < min || min == 0 { // raising a hard limit needs CAP_SYS_RESOURCE, which root may lack
@@ -68,6 +68,8 @@ func startClean() {
 		}
 	}
 	time.AfterFunc(runDeadline, func() { // like a crash at this instruction: what is recorded is finished or undone by the next sweep
+		runtime.LockOSThread()
+		privops.Relinquish() // this is another thread than the one that works
 		if finished.Load() {
 			os.Exit(wire.Timeout.Exit())
 		}

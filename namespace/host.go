@@ -15,6 +15,7 @@ import (
 
 // A Host is this side of the boundary: the host's procfs, mount namespace and root, as seen before any container is entered.
 type Host struct {
+	NS       NS       // our own mount namespace, to come back to
 	Proc     int      // O_PATH descriptor of the procfs, the only one that is ever read (T20)
 	BootID   string   // random per boot
 	mounts   []uint64 // inodes of the mount namespaces that nobody may attach into: ours, pid 1's, the caller's
@@ -42,6 +43,7 @@ func OpenHost(caller, pidfd int) *Host {
 	at := func(path string) unix.Stat_t {
 		return Must(h.stat(path))(wire.NamespaceHost, "host", "cannot tell the host's namespaces from others: /proc/%s", path)
 	}
+	h.NS.FD = Must(unix.Openat(h.Proc, "self/ns/mnt", unix.O_RDONLY|unix.O_CLOEXEC, 0))(wire.System, "host", "cannot open our mount namespace")
 	root := at(first + "/root")
 	h.mounts, h.root = []uint64{at(first + "/ns/mnt").Ino, at("self/ns/mnt").Ino}, identity{root.Dev, root.Ino}
 	st, err := h.stat(strconv.Itoa(caller) + "/ns/mnt")
@@ -69,4 +71,44 @@ func (h *Host) Read(path string) (string, error) {
 	defer f.Close()
 	data, err := io.ReadAll(io.LimitReader(f, 1<<18))
 	return string(data), err
+}
+
+// Holders returns "pid (command)" of the processes in a mount namespace that have something open on the mount m, or their working directory or root in it. It is the best that can be had without
+// stopping them: a mapping of a closed file is not seen, and what is opened meanwhile neither.
+func (h *Host) Holders(ns NS, m Mount) (found []string) {
+	for _, pid := range h.List(".") {
+		st, err := h.stat(pid + "/ns/mnt")
+		if pid[0] <= '9' && pid != strconv.Itoa(os.Getpid()) && err == nil && st.Ino == ns.Inode && h.holds(pid, m) {
+			comm, _ := h.Read(pid + "/comm")
+			found = append(found, pid+" ("+wire.Printable(strings.TrimSpace(comm))+")")
+		}
+	}
+	return found
+}
+
+func (h *Host) holds(pid string, m Mount) bool {
+	for _, link := range []string{"/cwd", "/root", "/exe"} {
+		var stx unix.Statx_t
+		if unix.Statx(h.Proc, pid+link, unix.AT_STATX_DONT_SYNC, unix.STATX_MNT_ID_UNIQUE, &stx) == nil && stx.Mnt_id == m.ID {
+			return true
+		}
+	}
+	for _, fd := range h.List(pid + "/fdinfo") {
+		if info, err := h.Read(pid + "/fdinfo/" + fd); err == nil && strings.Contains("\n"+info, "\nmnt_id:\t"+strconv.FormatUint(uint64(m.OldID), 10)+"\n") {
+			return true
+		}
+	}
+	return false
+}
+
+// List returns the names in a directory of procfs.
+func (h *Host) List(path string) []string {
+	fd, err := unix.Openat(h.Proc, path, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return nil
+	}
+	dir := os.NewFile(uintptr(fd), path)
+	defer dir.Close()
+	names, _ := dir.Readdirnames(-1)
+	return names
 }

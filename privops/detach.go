@@ -15,13 +15,12 @@ import (
 
 // A Recorded mount is what the ledger knows of an attachment, enough to find that very mount again and to remove what was made for it.
 type Recorded struct {
-	ID       uint64   // unique id
-	Target   string   // container_path, for messages
-	Names    []string // resolved path, from the root that the container had then
-	Prefix   []string // of that root in the namespace, before the pivot
-	Root     string   // which directory that root was, as RootID says
-	Made     int      // how many of the last names were to be made
-	UID, GID int      // file system ids of the container's root
+	ID            uint64   // unique id
+	Target        string   // container_path, for messages
+	Names, Prefix []string // resolved path, from the root that the container had then; path of that root in the namespace, before the pivot
+	Root, Base    string   // which directory that root was, and the deepest of Names that was there before, as RootID says
+	Made          int      // how many of the last names were to be made
+	UID, GID      int      // file system ids of the container's root
 }
 
 func (r *Recorded) busy(cond bool, format string, args ...any) {
@@ -40,7 +39,7 @@ func Unused(h *namespace.Host, ns namespace.NS, list []*Recorded, keep []uint64,
 		foreign := func(id uint64) bool {
 			return slices.Contains(keep, id) || !lazy && !slices.ContainsFunc(list, func(o *Recorded) bool { return o.ID == id })
 		}
-		r.busy(err != nil || e != nil || slices.ContainsFunc(below, foreign), "something else is mounted on it or below it")
+		r.busy(err != nil || e != nil || len(below) == namespace.MaxMounts || slices.ContainsFunc(below, foreign), "something else is mounted on it or below it")
 		if !lazy {
 			holders := h.Holders(ns, m)
 			r.busy(len(holders) > 0, "it is in use by %s", strings.Join(holders, ", "))
@@ -56,7 +55,7 @@ func (r *Recorded) Detach(h *namespace.Host, lazy bool) {
 		r.unmake("")
 		return
 	}
-	namespace.Check(err, wire.System, "detach", "cannot find the mount at %s", r.Target)
+	namespace.Check(err, wire.Busy, "detach", "cannot find the mount at %s", r.Target)
 	for id := uint64(0); id != r.ID; {
 		fd, err := openPoint(m.Point)
 		r.busy(err != nil, "the container covered or moved it (it was at %s): %v", m.Point, err)
@@ -75,9 +74,9 @@ func (r *Recorded) unmake(point string) {
 		full := absolute(slices.Concat(prefix, r.Names)).String()
 		root, err := openPoint(absolute(prefix).String())
 		if err == nil && RootID(root) == r.Root && (point == "" || point == full) {
-			AsRoot(r.UID, r.GID, func() { RemoveMade(root, r.Names, r.Made) })
-			return
+			AsRoot(r.UID, r.GID, func() { RemoveMade(root, r.Names, r.Made, 0, r.Base) })
 		}
+		unix.Close(root)
 	}
 }
 

@@ -15,9 +15,7 @@ import (
 
 // Rules are the parts of helper.toml that say where in a container a volume may land. The paths are clean and absolute.
 type Rules struct {
-	Deny      []wire.Path // these exact paths
-	DenyUnder []wire.Path // these and all below
-	HostPaths []wire.Path // for a container that shares the host's root: only these and below
+	Deny, DenyUnder, HostPaths []wire.Path // these exact paths; these and all below; for a container that shares the host's root only these and below
 }
 
 // A Place is where mountpoints are resolved: the target's root, and for relative paths its sandbox directory.
@@ -95,14 +93,14 @@ func (p *Place) UseSandbox(host int, path wire.Path) {
 
 // A Mountpoint is a place in a container, resolved once: what exists of it is a descriptor, what does not are names without a slash.
 type Mountpoint struct {
-	place   *Place
-	fd      int      // the mountpoint, or while names are missing the deepest directory that exists
-	names   []string // its resolved path from the root of the place
-	missing int      // how many of the last of names are to be made
-	made    int      // how many of those exist by now
-	others  int      // how many of these somebody else made meanwhile, or another volume of the request
-	dir     bool     // it is to be a directory, or else a file
-	inVol   bool     // it lies in another volume of the same request
+	Base                  string // RootID of the deepest directory that exists, while names are missing
+	place                 *Place
+	fd                    int      // the mountpoint, or while names are missing the deepest directory that exists
+	names                 []string // its resolved path from the root of the place
+	missing, made, others int      // how many of the last of names are to be made; how many of those exist by now; how many of these somebody else made, or another volume of the request
+
+	dir   bool // it is to be a directory, or else a file
+	inVol bool // it lies in another volume of the same request
 }
 
 // Path returns the resolved path as a process of the container sees it.
@@ -145,13 +143,14 @@ func (p *Place) Resolve(path wire.Path, dir bool) *Mountpoint {
 	in := func(l []wire.Path) bool {
 		return slices.ContainsFunc(l, func(d wire.Path) bool { return d.Contains(full) })
 	}
+	exact := func(d wire.Path) bool { return d.String() == full.String() || d.String() == path.String() }
 	forbid(len(m.names) == 0 || !path.Absolute && len(m.names) <= len(p.sandboxPath.Components), path, "it is the root itself")
 	p.outside(!p.allows(path, full) || p.onHost && path.Absolute && !in(p.rules.HostPaths), path)
-	denied := in(p.rules.DenyUnder) || slices.ContainsFunc(p.rules.Deny, func(d wire.Path) bool { return slices.Equal(d.Components, m.names) })
+	denied := in(p.rules.DenyUnder) || slices.ContainsFunc(p.rules.Deny, exact)
 	forbid(denied, path, full.String()+" is in a deny list of helper.toml")
 	namespace.DieIf(m.missing > 0 && p.onHost && path.Absolute, wire.Errorf(wire.TargetMissing, "target", "cannot attach at %s: it does not exist, and the container shares the host's root, where nothing is made", path).
 		WithHint("create it on the host, or use a relative path, which is made in the sandbox"))
-	if m.missing > 0 {
+	if m.Base = RootID(m.fd); m.missing > 0 {
 		m.mayMake()
 	} else {
 		fits(path, st.Mode, dir)
@@ -312,29 +311,32 @@ func (m *Mountpoint) Check() {
 
 // Unmake removes what Make made.
 func (m *Mountpoint) Unmake() {
-	AsRoot(m.place.target.UID, m.place.target.GID, func() { RemoveMade(m.place.root, m.here(), m.Made()) })
+	AsRoot(m.place.target.UID, m.place.target.GID, func() { RemoveMade(m.place.root, m.here(), m.made, m.others, m.Base) })
 	m.made, m.others = 0, 0
 }
 
-// RemoveMade removes the last n of names beneath the directory root if they are empty, the deepest first, until one is not. No link is followed.
-func RemoveMade(root int, names []string, n int) {
-	for ; n > 0; n, names = n-1, names[:len(names)-1] {
-		name := names[len(names)-1]
-		dir, err := Open(root, names[:len(names)-1], 0)
-		if err != nil {
-			return
-		}
+// RemoveMade removes the last n of names beneath the directory root, but for the first keep of these, if they are empty, the deepest first, until one is not. They must lie in the very directory base and
+// on its mount: what covers them now is not ours. No link is followed.
+func RemoveMade(root int, names []string, n, keep int, base string) {
+	top, err := Open(root, names[:len(names)-n], 0)
+	if err == nil && RootID(top) != base {
+		err = unix.ESTALE
+	}
+	for i := len(names) - 1; i >= len(names)-n+keep && (err == nil || err == unix.ENOENT); i-- {
+		var dir int
 		var st unix.Stat_t
-		if err = unix.Fstatat(dir, name, &st, unix.AT_SYMLINK_NOFOLLOW); err == nil && st.Mode&unix.S_IFMT == unix.S_IFDIR {
-			err = unix.Unlinkat(dir, name, unix.AT_REMOVEDIR)
+		how := &unix.OpenHow{Flags: unix.O_PATH | unix.O_DIRECTORY | unix.O_CLOEXEC, Resolve: down | unix.RESOLVE_NO_XDEV}
+		if dir, err = unix.Openat2(top, "./"+strings.Join(names[len(names)-n:i], "/"), how); err != nil {
+			continue
+		}
+		if err = unix.Fstatat(dir, names[i], &st, unix.AT_SYMLINK_NOFOLLOW); err == nil && st.Mode&unix.S_IFMT == unix.S_IFDIR {
+			err = unix.Unlinkat(dir, names[i], unix.AT_REMOVEDIR)
 		} else if err == nil && st.Mode&unix.S_IFMT == unix.S_IFREG && st.Size == 0 {
-			err = unix.Unlinkat(dir, name, 0)
+			err = unix.Unlinkat(dir, names[i], 0)
 		}
 		unix.Close(dir)
-		if err != nil && err != unix.ENOENT {
-			return
-		}
 	}
+	unix.Close(top)
 }
 
 // AsRoot runs f with the calling thread's file system ids set to those of the container's root user. The capabilities that override permissions go with fsuid 0 and come back with it (capabilities(7)).

@@ -12,22 +12,20 @@ import (
 
 // A SourceRoot is one allowed folder of helper.toml, opened.
 type SourceRoot struct {
-	FD                int  // O_PATH descriptor
-	Sealed            bool // a folder above it is root's and lets nobody else through
-	RequireMountpoint bool
-	AllowFUSE         bool
-	Ours              bool // the local driver's folder, in which nobody mounts
+	FD                           int  // O_PATH descriptor
+	Sealed                       bool // a folder above it is root's and lets nobody else through
+	RequireMountpoint, AllowFUSE bool // what helper.toml says
+	Ours                         bool // the local driver's folder, in which nobody mounts
 }
 
 // A Source is a directory or file to attach, pinned: from here on it is only its descriptor. It is sealed: a container that writes a setuid file into the volume must not thereby have one on the host
 // (FACTS 15), so no user of the host may reach it, or its mount on the host takes the bits away.
 type Source struct {
-	fd        int
-	Path      string // as asked, for messages and records
-	IsDir     bool
-	private   bool // sealed by a folder above it, and so are the mounts in it
-	allowFUSE bool
-	mounts    int // how many mounts lie in it on the host; -1: not counted
+	fd                 int
+	Path               string // as asked, for messages and records
+	IsDir              bool
+	private, allowFUSE bool // sealed by a folder above it, and so are the mounts in it; what its [[source]] says
+	mounts             int  // how many mounts lie in it on the host; -1: not counted
 }
 
 func (s *Source) forbid(format string, args ...any) *wire.Error {

@@ -3,7 +3,6 @@ package state
 import (
 	"context"
 	"errors"
-	"fmt"
 	"io/fs"
 	"strconv"
 
@@ -23,19 +22,17 @@ type LedgerRecord struct {
 
 // A LedgerMount is one attached volume, or one that was about to be.
 type LedgerMount struct {
-	UID              uint32 // who attached it
-	Owner, Container string
-	PID              int    // of the container's process then, as the caller saw it
-	Target           string // container_path, clean
-	Source           string
-	Mode             string
-	ID               uint64 // STATX_MNT_ID_UNIQUE
-	Path             string // resolved, from the root that the container had
-	Prefix           string // of that root in the namespace, before the pivot
-	Root             string // which directory that root was
-	HostPath         string // where the host sees it, in a sandbox directory or a named rootfs; "" for others
-	Made             int    // how many of Path's last components were to be made
-	RootUID, RootGID int    // file system ids of the container's root user
+	UID                  uint32 // who attached it
+	Owner, Container     string
+	PID                  int    // of the container's process then, as the caller saw it
+	Target, Source, Mode string // container_path, clean; host path; wire.ModeRO or ModeRW
+	ID                   uint64 // STATX_MNT_ID_UNIQUE
+	Path                 string // resolved, from the root that the container had
+	Prefix               string // of that root in the namespace, before the pivot
+	Root, Base           string // which directory that root was, and the deepest of Path that was there before (privops.RootID)
+	HostPath             string // where the host sees it, in a sandbox directory or a named rootfs; "" for others
+	Made                 int    // how many of Path's last components were to be made
+	RootUID, RootGID     int    // file system ids of the container's root user
 }
 
 // IsOf reports whether the mount belongs to a container of an owner, attached by uid.
@@ -80,19 +77,6 @@ func (l *Ledger) Find(uid uint32, owner, container string) (uint64, bool) {
 	text, err := l.root.Readlink(indexName(uid, owner, container))
 	ns, perr := strconv.ParseUint(text, 10, 64)
 	return ns, err == nil && perr == nil
-}
-
-// FindAny is Find for whoever attached; it reads the whole index.
-func (l *Ledger) FindAny(owner, container string) (uid uint32, ns uint64, ok bool) {
-	entries, _ := l.entries()
-	for _, e := range entries {
-		var n uint32
-		if fmt.Sscanf(e, "by+%d+", &n); e == indexName(n, owner, container) {
-			ns, ok = l.Find(n, owner, container)
-			return n, ns, ok
-		}
-	}
-	return 0, 0, false
 }
 
 // Enter makes the entry of a container say ns. It is written before the record, so an entry may name a record that does not know the container, never the other way round.
@@ -142,7 +126,7 @@ func (r *LedgerRecord) encode() []byte {
 	m := &wire.Message{Head: wire.Pairs("ns", num(r.NS), "inode", num(r.Inode))}
 	for _, x := range r.Mounts {
 		m.Blocks = append(m.Blocks, wire.Pairs("mount", x.Target, "uid", num(uint64(x.UID)), "owner", x.Owner, "container", x.Container, "pid", num(uint64(x.PID)), "source", x.Source, "mode", x.Mode,
-			"id", num(x.ID), "path", x.Path, "prefix", x.Prefix, "root", x.Root, "host", x.HostPath, "made", num(uint64(x.Made)), "root-uid", num(uint64(x.RootUID)), "root-gid", num(uint64(x.RootGID))))
+			"id", num(x.ID), "path", x.Path, "prefix", x.Prefix, "root", x.Root, "base", x.Base, "host", x.HostPath, "made", num(uint64(x.Made)), "root-uid", num(uint64(x.RootUID)), "root-gid", num(uint64(x.RootGID))))
 	}
 	return m.Encode()
 }
@@ -160,7 +144,7 @@ func parseLedger(payload []byte) (*LedgerRecord, error) {
 	r := &LedgerRecord{NS: num(m.Head, "ns"), Inode: num(m.Head, "inode")}
 	for _, b := range m.Blocks {
 		r.Mounts = append(r.Mounts, LedgerMount{UID: uint32(num(b, "uid")), Owner: b.Get("owner"), Container: b.Get("container"), PID: int(num(b, "pid")), Target: b.Get("mount"), Source: b.Get("source"),
-			Mode: b.Get("mode"), ID: num(b, "id"), Path: b.Get("path"), Prefix: b.Get("prefix"), Root: b.Get("root"), HostPath: b.Get("host"), Made: int(num(b, "made")), RootUID: int(num(b, "root-uid")), RootGID: int(num(b, "root-gid"))})
+			Mode: b.Get("mode"), ID: num(b, "id"), Path: b.Get("path"), Prefix: b.Get("prefix"), Root: b.Get("root"), Base: b.Get("base"), HostPath: b.Get("host"), Made: int(num(b, "made")), RootUID: int(num(b, "root-uid")), RootGID: int(num(b, "root-gid"))})
 	}
 	return r, err
 }

@@ -153,30 +153,6 @@ func TestIndexEntriesNeverCollide(t *testing.T) {
 	}
 }
 
-func TestFindAnyFindsWhoeverAttached(t *testing.T) {
-	dir := t.TempDir()
-	l := ledger(t, dir)
-	if _, _, ok := l.FindAny("o", "c"); ok {
-		t.Error("nothing is there")
-	}
-	must(t, l.Enter(1000, "o", "c", 7))
-	must(t, l.Enter(1001, "o", "c2", 8))
-	must(t, l.Enter(1002, "o2", "c", 9))
-	must(t, os.Symlink("1", dir+"/by+0+o+c+more"))
-	must(t, os.Symlink("2", dir+"/by++1000+o+c"))
-	must(t, os.Symlink("3", dir+"/by+ 1000+o+c"))
-	must(t, os.Symlink("4", dir+"/by+4294967296+o+c"))
-	must(t, os.WriteFile(dir+"/by+x", nil, 0o600))
-	if uid, ns, ok := l.FindAny("o", "c"); !ok || uid != 1000 || ns != 7 {
-		t.Errorf("%d, %d, %v", uid, ns, ok)
-	}
-	for _, k := range [][2]string{{"o", "c3"}, {"", "c"}, {"o", ""}, {"o+c", ""}, {"1000+o", "c"}} {
-		if uid, ns, ok := l.FindAny(k[0], k[1]); ok {
-			t.Errorf("%q finds %d, %d", k, uid, ns)
-		}
-	}
-}
-
 func TestIndexEntryThatIsNoneFindsNothing(t *testing.T) {
 	dir := t.TempDir()
 	l := ledger(t, dir)

@@ -19,29 +19,25 @@ const DefaultSandbox = "/mnt/mesos/sandbox"
 
 // A Request is what a caller asks of the helper. Which fields an operation takes is in the tables below; the others are zero.
 type Request struct {
-	Op        string
-	Owner     string // the agent that the records belong to
-	Container string
-	PID       int    // the container's process, as the caller sees it
-	Start     uint64 // its start time in clock ticks (proc_pid_stat(5), field 22); 0: not given
-	Rootfs    string // host path of the root filesystem, before the container pivots
-	Directory string // host path of the sandbox directory
-	Sandbox   string // where the container sees it; default DefaultSandbox
-	Lazy      bool   // detach although somebody uses the mount
-	Name      string // of a local volume
-	Mode      *uint32
-	UID, GID  *uint32
-	Mounts    []Mount
+	Op               string
+	Owner, Container string // the agent that the records belong to; the container's id
+	PID              int    // the container's process, as the caller sees it
+	Start            uint64 // its start time in clock ticks (proc_pid_stat(5), field 22); 0: not given
+	Rootfs           string // host path of the root filesystem, before the container pivots
+	Directory        string // host path of the sandbox directory
+	Sandbox          string // where the container sees it; default DefaultSandbox
+	Lazy             bool   // detach although somebody uses the mount
+	Name             string // of a local volume
+	Mode             *uint32
+	UID, GID         *uint32
+	Mounts           []Mount
 }
 
 // A Mount is one volume to attach, or for detach just the container path of one that is attached.
 type Mount struct {
-	Path    string // container_path as the job says it
-	Source  string // absolute host path
-	Subpath string // relative, beneath Source
-	Mode    string // ModeRO or ModeRW
-	NoExec  bool
-	IDMap   bool
+	Path, Source, Subpath string // container_path as the job says it; absolute host path; relative, beneath Source
+	Mode                  string // ModeRO or ModeRW
+	NoExec, IDMap         bool
 }
 
 // Which keys an operation takes: those that must be there, and those that may.
