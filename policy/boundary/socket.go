@@ -36,7 +36,7 @@ func (h *Helper) dial(ctx context.Context, request []byte) ([]byte, func() strin
 	// Whatever came of writing, what the helper said counts: it may have refused before it read all.
 	data, rerr := io.ReadAll(io.LimitReader(u, wire.MaxReply+1))
 	switch {
-	case errors.Is(rerr, os.ErrDeadlineExceeded):
+	case errors.Is(rerr, os.ErrDeadlineExceeded), len(data) == 0 && ctx.Err() != nil:
 		return nil, nil, ctx.Err()
 	case len(data) == 0 && errors.Join(err, rerr) != nil:
 		return nil, nil, wire.Errorf(wire.System, "helper", "cannot ask the helper at %s: %v", h.Socket, errors.Join(err, rerr))
