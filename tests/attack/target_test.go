@@ -442,8 +442,8 @@ func TestT15_TargetMovesMeanwhile(t *testing.T) {
 		v := srcVolume(h, "v")
 		jail := func(root string) { h.Mkdir(filepath.Join(root, "jail"), 0o755) }
 		a := h.Container(harness.ContainerOptions{ID: "a", Prepare: jail})
+		t.Cleanup(func() { srcRemoveCgroup(h, "/bindgate-other") }) // after the container, whose own cleanup comes first
 		b := h.Container(harness.ContainerOptions{ID: "b", Cgroup: "/bindgate-other" + h.Cgroup(), Prepare: jail})
-		t.Cleanup(func() { srcRemoveCgroup(h, "/bindgate-other") })
 		hostDir := h.Mkdir(h.Path("private-of-the-host"), 0o755)
 		ns := func(pid int) *os.File { return srcOpen(t, fmt.Sprintf("/proc/%d/ns/mnt", pid), unix.O_RDONLY) }
 		p := srcStart(t, "obey", 0, nil, ns(a.Pid()), ns(os.Getpid()), ns(b.Pid()), srcOpen(t, hostDir, unix.O_PATH|unix.O_DIRECTORY), srcOpen(t, b.Path("/"), unix.O_PATH|unix.O_DIRECTORY))
