@@ -39,7 +39,7 @@ func (s *session) attach(r *wire.Request) []wire.Fields {
 	for _, a := range list {
 		a.Release()
 		b := wire.Pairs("mount", a.Mount.Path, "target", a.Point.Path(), "id", strconv.FormatUint(a.ID, 10), "locked", map[bool]string{true: "1", false: "0"}[a.Locked])
-		if n := a.Point.Made(); n > 0 {
+		if n := a.Point.Missing(); n > 0 {
 			b = append(b, wire.Pairs("created", strconv.Itoa(n))...)
 		}
 		blocks = append(blocks, b)
@@ -75,7 +75,7 @@ func (s *session) commit(r *wire.Request, target *namespace.Target, list []*priv
 		same := func(x state.LedgerMount) bool { return x.Root == m.Root && x.Path == m.Path }
 		namespace.DieIf(slices.ContainsFunc(record.Mounts[:live], same), wire.Errorf(wire.Conflict, "ledger", "cannot attach at %s: there is a volume already", m.Path).WithHint("detach it first"))
 		if i := slices.IndexFunc(stale, same); i >= 0 { // what was made for it is ours to remove still
-			m.Made = max(m.Made, stale[i].Made)
+			m.Inherit(&stale[i])
 			stale = slices.Delete(stale, i, i+1)
 		}
 		record.Mounts = append(record.Mounts, m)
@@ -95,19 +95,30 @@ func (s *session) commit(r *wire.Request, target *namespace.Target, list []*priv
 		for _, m := range record.Mounts[live:] {
 			if namespace.Mounted(m.ID, target.NS.ID) { // what could not be taken back stays on record
 				before.Mounts = append(before.Mounts, m)
+			} else {
+				s.ledger.Unclaim(&m, before.Mounts)
 			}
 		}
 		s.ledger.WriteNS(before) // where the disk is full the record keeps naming mounts of which the kernel knows better
 		s.leave(s.caller.uid, r, before)
 	}()
 	namespace.Pass(s.ledger.Enter(s.caller.uid, r.Owner, r.Container, target.NS.ID))
+	for i := range record.Mounts[live:] {
+		namespace.Pass(s.ledger.Claim(&record.Mounts[live+i], target.NS.ID))
+	}
 	namespace.Pass(s.ledger.WriteNS(record))
 	target.NS.Enter() // 11
 	for ; done < len(list); done++ {
+		missing, m := list[done].Point.Missing(), &record.Mounts[live+done]
 		list[done].Attach(s.config.Targets.AllowSharedPropagation)
+		if n := list[done].Point.Missing(); n < missing { // the container made the rest itself meanwhile: that is not ours to remove
+			m.Made, m.Base = n, list[done].Point.Base
+			defer s.ledger.WriteNS(record)
+		}
 	}
 	for _, m := range stale {
-		namespace.Try(func() { recorded(&m).Detach(s.host, true) }) // all is attached: what stays is the next one's
+		namespace.Try(func() { recorded(&m).Detach(s.host, true, m.Made-s.ledger.Claimed(&m, record.NS)) }) // all is attached: what stays is the next one's
+		s.ledger.Unclaim(&m, record.Mounts)
 	}
 }
 

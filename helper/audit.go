@@ -2,6 +2,7 @@ package main
 
 import (
 	"cmp"
+	"context"
 	"fmt"
 	"os"
 	"os/user"
@@ -92,6 +93,9 @@ func (a *audit) outcome(r *wire.Request, blocks []wire.Fields, err error) {
 // admitFailure says whether a failure of this caller is to be written down, and how many were not since the last one that was.
 func (a *audit) admitFailure() (omitted string, ok bool) {
 	name := "refused+" + strconv.FormatUint(uint64(a.s.caller.uid), 10)
+	if lock, err := a.s.ledger.Lock(context.Background(), state.Key(name)); err == nil {
+		defer lock.Unlock()
+	}
 	now, start, n := time.Now().Unix(), int64(0), 0
 	if r, err := a.s.ledger.Read(name); err == nil {
 		fmt.Sscan(string(r.Payload), &start, &n)
@@ -111,7 +115,7 @@ func (a *audit) write(event string, r *wire.Request, mounts []string, more ...st
 	c, num := a.s.caller, func(n uint64) string { return strconv.FormatUint(n, 10) }
 	pairs := []string{"time", time.Now().UTC().Format(time.RFC3339Nano), "boot", a.s.host.BootID, "event", event, "uid", num(uint64(c.uid)), "gid", num(uint64(c.gid)), "pid", num(uint64(c.pid)), "exe", a.exe}
 	if r != nil {
-		pairs = append(pairs, "op", r.Op, "owner", r.Owner, "container", r.Container, "volume", r.Name, "target_pid", num(uint64(r.PID)), "mount_namespace", num(a.ns))
+		pairs = append(pairs, "op", r.Op, "owner", r.Owner, "container", r.Container, "volume", r.Name, "forget", map[bool]string{true: "1"}[r.Forget], "target_pid", num(uint64(r.PID)), "mount_namespace", num(a.ns))
 	}
 	line := object(append(pairs, more...)...)
 	if mounts != nil {

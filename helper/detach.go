@@ -68,7 +68,7 @@ func (s *session) drop(record *state.LedgerRecord, lazy bool, which func(state.L
 	if len(going) == 0 {
 		return nil
 	}
-	ns, alive := namespace.OpenNS(record.NS, record.Inode)
+	ns, alive := s.host.OpenNS(record.NS, record.Inode)
 	if alive {
 		defer unix.Close(ns.FD)
 		ns.Enter()
@@ -79,45 +79,34 @@ func (s *session) drop(record *state.LedgerRecord, lazy bool, which func(state.L
 		if !which(m) {
 			continue
 		}
-		if m.HostPath != "" && m.Made > 0 && s.shared(&m) {
-			m.Made = 0
-		}
+		keep := m.Made - s.ledger.Claimed(&m, record.NS)
 		if alive {
-			recorded(&m).Detach(s.host, lazy)
+			recorded(&m).Detach(s.host, lazy, keep)
 		} else if m.HostPath != "" && m.Made > 0 {
-			s.unmakeOnHost(&m)
+			s.unmakeOnHost(&m, keep)
 		}
 		record.Mounts = slices.Delete(record.Mounts, i, i+1)
+		for j := range record.Mounts {
+			record.Mounts[j].Inherit(&m)
+		}
+		s.ledger.Unclaim(&m, record.Mounts)
 		gone = append(gone, wire.Pairs("mount", m.Target, "owner", m.Owner, "container", m.Container, "id", strconv.FormatUint(m.ID, 10)))
 	}
 	return gone
 }
 
 // unmakeOnHost removes what was made for a mount whose namespace has ended, where the host can reach it: beneath a sandbox or rootfs root of helper.toml.
-func (s *session) unmakeOnHost(m *state.LedgerMount) {
+func (s *session) unmakeOnHost(m *state.LedgerMount, keep int) {
 	s.host.NS.Enter() // a sweep may have been in a container
 	at := parse(m.HostPath)
 	for _, root := range wire.ParsePaths(slices.Concat(s.config.Targets.SandboxRoots, s.config.Targets.RootfsRoots)) {
 		if fd, _, err := conf.OpenTrusted(root.String(), unix.O_PATH|unix.O_DIRECTORY); err == nil {
 			if root.Contains(at) {
-				privops.AsRoot(m.RootUID, m.RootGID, func() { privops.RemoveMade(fd, at.Components[len(root.Components):], m.Made, 0, m.Base) })
+				privops.AsRoot(m.RootUID, m.RootGID, func() { privops.RemoveMade(fd, at.Components[len(root.Components):], m.Made, keep, m.Base) })
 			}
 			unix.Close(fd)
 		}
 	}
-}
-
-// shared reports whether another container has a live mount at the same place in a sandbox or rootfs on the host: the kernel takes that away with the directory, in whatever namespace it is.
-func (s *session) shared(m *state.LedgerMount) bool {
-	for _, id := range must(s.ledger.Namespaces()) {
-		record, err := s.ledger.ReadNS(id)
-		if err != nil || slices.ContainsFunc(record.Mounts, func(x state.LedgerMount) bool {
-			return x.HostPath == m.HostPath && x.ID != m.ID && namespace.Mounted(x.ID, id)
-		}) {
-			return true
-		}
-	}
-	return false
 }
 
 func recorded(m *state.LedgerMount) *privops.Recorded {
@@ -196,7 +185,7 @@ func (s *session) query(r *wire.Request) (blocks []wire.Fields) {
 
 // usage tells the size of a mount's filesystem and who holds it.
 func (s *session) usage(record *state.LedgerRecord, m namespace.Mount) (f wire.Fields) {
-	ns, ok := namespace.OpenNS(record.NS, record.Inode)
+	ns, ok := s.host.OpenNS(record.NS, record.Inode)
 	if !ok {
 		return nil
 	}

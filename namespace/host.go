@@ -3,7 +3,6 @@
 package namespace
 
 import (
-	"io"
 	"os"
 	"strconv"
 	"strings"
@@ -67,9 +66,11 @@ func (h *Host) Read(path string) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	f := os.NewFile(uintptr(fd), path)
-	defer f.Close()
-	data, err := io.ReadAll(io.LimitReader(f, 1<<18))
+	defer unix.Close(fd)
+	data, buf := []byte(nil), make([]byte, 4096)
+	for n := 1; n > 0 && err == nil && len(data) < 1<<18; data = append(data, buf[:max(n, 0)]...) {
+		n, err = unix.Read(fd, buf)
+	}
 	return string(data), err
 }
 

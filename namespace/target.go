@@ -154,19 +154,44 @@ func (ns NS) Enter() {
 	Check(unix.Setns(ns.FD, unix.CLONE_NEWNS), wire.System, "enter", "cannot enter the mount namespace %d", ns.ID)
 }
 
-// OpenNS opens a mount namespace by its id and inode number, also one whose first process is dead, as long as it exists (nsfs file handles, Linux 6.18).
-func OpenNS(id, inode uint64) (NS, bool) {
+// OpenNS opens a mount namespace by its id and inode number, also one whose first process is dead, as long as it exists.
+func (h *Host) OpenNS(id, inode uint64) (NS, bool) {
 	handle := make([]byte, 16) // struct nsfs_file_handle of linux/nsfs.h
 	binary.NativeEndian.PutUint64(handle, id)
 	binary.NativeEndian.PutUint32(handle[8:], unix.CLONE_NEWNS)
 	binary.NativeEndian.PutUint32(handle[12:], uint32(inode))
 	const fileidNSFS, fdNSFSRoot = 0xf1, -10003 // linux/exportfs.h, linux/fcntl.h
 	fd, err := unix.OpenByHandleAt(fdNSFSRoot, unix.NewFileHandle(fileidNSFS, handle), unix.O_RDONLY|unix.O_CLOEXEC)
-	DieIf(err == unix.EOPNOTSUPP || err == unix.EBADF || err == unix.EINVAL, wire.Errorf(wire.UnsupportedKernel, "enter", "cannot open a mount namespace by its id: the kernel lacks file handles of namespaces").WithHint("end the container, or use Linux 6.18 or later"))
+	if err == unix.EOPNOTSUPP || err == unix.EBADF || err == unix.EINVAL { // before Linux 6.18
+		fd, err = h.walkTo(id)
+	}
 	if err != unix.ESTALE && err != unix.ENOENT { // those two say that it has ended
 		Check(err, wire.System, "enter", "cannot open the mount namespace %d", id)
 	}
 	return NS{fd, id, inode}, err == nil
+}
+
+// walkTo opens a mount namespace by going there from ours, one after the other: the kernel keeps them in the order of their ids.
+func (h *Host) walkTo(id uint64) (int, error) {
+	const next, prev = 0x8010b70b, 0x8010b70c // NS_MNT_GET_NEXT, NS_MNT_GET_PREV of linux/nsfs.h
+	fd, err := unix.Openat(h.Proc, "self/ns/mnt", unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	for way := uint(0); err == nil; {
+		at, e := mountNSID(fd)
+		if e != nil || at == id {
+			return fd, e
+		}
+		if way == 0 {
+			way = map[bool]uint{true: next, false: prev}[at < id]
+		} else if (at < id) != (way == next) {
+			err = unix.ENOENT // passed
+		}
+		was := fd
+		if err == nil {
+			fd, err = unix.IoctlRetInt(was, way)
+		}
+		unix.Close(was)
+	}
+	return -1, err
 }
 
 func mountNSID(fd int) (id uint64, err error) {

@@ -2,6 +2,7 @@ package namespace
 
 import (
 	"os"
+	"runtime"
 	"strings"
 	"testing"
 
@@ -121,5 +122,67 @@ func TestHostIsOnlyARealProcfs(t *testing.T) {
 		if err == nil || wire.AsError(err).Code != wire.NamespaceHost {
 			t.Errorf("%d: %v", pid, err)
 		}
+	}
+}
+
+// A namespace is found by its id as long as it exists: by handle, or on kernels without those by going from one to the next; also one in which no process is, which only a descriptor holds.
+func TestNamespaceIsFoundByItsID(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Fatal("only root may make mount namespaces")
+	}
+	h := (*Host)(nil)
+	if err := Try(func() { h = OpenHost(os.Getppid(), -1) }); err != nil {
+		t.Fatal(err)
+	}
+	var all []NS
+	for range 5 {
+		made := make(chan NS)
+		go func() {
+			runtime.LockOSThread() // never unlocked: the thread ends
+			defer close(made)
+			if err := unix.Unshare(unix.CLONE_NEWNS); err != nil {
+				return
+			}
+			fd, err := unix.Open("/proc/thread-self/ns/mnt", unix.O_RDONLY|unix.O_CLOEXEC, 0)
+			id, e := mountNSID(fd)
+			var st unix.Stat_t
+			if err == nil && e == nil && unix.Fstat(fd, &st) == nil && unix.Setns(h.NS.FD, unix.CLONE_NEWNS) == nil { // from here on only the descriptor holds it
+				made <- NS{fd, id, st.Ino}
+			}
+		}()
+		ns, ok := <-made
+		if !ok {
+			t.Fatal("cannot make a mount namespace")
+		}
+		all = append(all, ns)
+	}
+	for _, ns := range all {
+		for name, open := range map[string]func() (int, error){
+			"by handle": func() (int, error) {
+				got, ok := h.OpenNS(ns.ID, ns.Inode)
+				return got.FD, map[bool]error{false: unix.ENOENT}[ok]
+			},
+			"on foot": func() (int, error) { return h.walkTo(ns.ID) },
+		} {
+			fd, err := open()
+			if id, e := mountNSID(fd); err != nil || e != nil || id != ns.ID {
+				t.Errorf("%s: the namespace %d: %d, %v, %v", name, ns.ID, id, err, e)
+			}
+			unix.Close(fd)
+		}
+	}
+	for _, ns := range all {
+		unix.Close(ns.FD)
+	}
+	for _, ns := range all {
+		if fd, err := h.walkTo(ns.ID); err != unix.ENOENT {
+			t.Errorf("on foot: one that has ended: %d, %v", fd, err)
+		}
+		if got, ok := h.OpenNS(ns.ID, ns.Inode); ok {
+			t.Errorf("by handle: one that has ended: %+v", got)
+		}
+	}
+	if fd, err := h.walkTo(1); err != unix.ENOENT {
+		t.Errorf("one before the first: %d, %v", fd, err)
 	}
 }

@@ -93,11 +93,11 @@ func (p *Place) UseSandbox(host int, path wire.Path) {
 
 // A Mountpoint is a place in a container, resolved once: what exists of it is a descriptor, what does not are names without a slash.
 type Mountpoint struct {
-	Base                  string // RootID of the deepest directory that exists, while names are missing
-	place                 *Place
-	fd                    int      // the mountpoint, or while names are missing the deepest directory that exists
-	names                 []string // its resolved path from the root of the place
-	missing, made, others int      // how many of the last of names are to be made; how many of those exist by now; how many of these somebody else made, or another volume of the request
+	Base          string // RootID of the deepest directory that was there, or that somebody else made
+	place         *Place
+	fd            int      // the mountpoint, or while names are missing the deepest directory that exists
+	names         []string // its resolved path from the root of the place
+	missing, made int      // how many of the last of names are ours to make; how many of those are made by now
 
 	dir   bool // it is to be a directory, or else a file
 	inVol bool // it lies in another volume of the same request
@@ -119,11 +119,8 @@ func (m *Mountpoint) InSandbox() string {
 	return strings.Join(m.names[len(m.place.sandboxPath.Components):], "/")
 }
 
-// Missing returns how many of the last components of Path were missing when it was resolved.
+// Missing returns how many of the last components of Path are ours: those that were missing when it was resolved, and once they are made those that nobody else had made meanwhile.
 func (m *Mountpoint) Missing() int { return m.missing }
-
-// Made returns how many components Make made.
-func (m *Mountpoint) Made() int { return m.made - m.others }
 
 // here is the part of the path that exists.
 func (m *Mountpoint) here() []string { return m.names[:len(m.names)-m.missing+m.made] }
@@ -146,8 +143,7 @@ func (p *Place) Resolve(path wire.Path, dir bool) *Mountpoint {
 	exact := func(d wire.Path) bool { return d.String() == full.String() || d.String() == path.String() }
 	forbid(len(m.names) == 0 || !path.Absolute && len(m.names) <= len(p.sandboxPath.Components), path, "it is the root itself")
 	p.outside(!p.allows(path, full) || p.onHost && path.Absolute && !in(p.rules.HostPaths), path)
-	denied := in(p.rules.DenyUnder) || slices.ContainsFunc(p.rules.Deny, exact)
-	forbid(denied, path, full.String()+" is in a deny list of helper.toml")
+	forbid(in(p.rules.DenyUnder) || slices.ContainsFunc(p.rules.Deny, exact), path, full.String()+" is in a deny list of helper.toml")
 	namespace.DieIf(m.missing > 0 && p.onHost && path.Absolute, wire.Errorf(wire.TargetMissing, "target", "cannot attach at %s: it does not exist, and the container shares the host's root, where nothing is made", path).
 		WithHint("create it on the host, or use a relative path, which is made in the sandbox"))
 	if m.Base = RootID(m.fd); m.missing > 0 {
@@ -223,8 +219,7 @@ func (p *Place) judgeMount(fd int, path wire.Path, at []string) {
 	id, _, err := namespace.MountOf(fd)
 	on, e := namespace.StatMount(id, p.target.NS.ID)
 	atFault(path, at, cmp.Or(err, e))
-	bad := slices.Contains([]string{"proc", "sysfs", "cgroup", "cgroup2", "devtmpfs"}, on.Type) || isFUSE(on.Type)
-	forbid(bad, path, absolute(at).String()+" is on a "+on.Type+" filesystem")
+	forbid(isFUSE(on.Type) || slices.Contains([]string{"proc", "sysfs", "cgroup", "cgroup2", "devtmpfs"}, on.Type), path, absolute(at).String()+" is on a "+on.Type+" filesystem")
 }
 
 func (m *Mountpoint) restart() { m.moveTo(m.place.root); m.names = nil }
@@ -284,12 +279,12 @@ func (m *Mountpoint) Make() {
 			if err != unix.EEXIST || !m.dir && last {
 				atFault(absolute(m.names), at, err)
 			}
-			if m.made++; err != nil {
-				m.others = m.made
-			}
-			next, err := unix.Openat(m.fd, name, flags, 0)
-			atFault(absolute(m.names), at, err)
+			next, e := unix.Openat(m.fd, name, flags, 0)
+			atFault(absolute(m.names), at, e)
 			m.moveTo(next)
+			if m.made++; err != nil { // the container, or another volume of the request: what is ours begins after it
+				m.missing, m.made, m.Base = m.missing-m.made, 0, RootID(next)
+			}
 		}
 	})
 }
@@ -311,8 +306,7 @@ func (m *Mountpoint) Check() {
 
 // Unmake removes what Make made.
 func (m *Mountpoint) Unmake() {
-	AsRoot(m.place.target.UID, m.place.target.GID, func() { RemoveMade(m.place.root, m.here(), m.made, m.others, m.Base) })
-	m.made, m.others = 0, 0
+	AsRoot(m.place.target.UID, m.place.target.GID, func() { RemoveMade(m.place.root, m.here(), m.made, 0, m.Base) })
 }
 
 // RemoveMade removes the last n of names beneath the directory root, but for the first keep of these, if they are empty, the deepest first, until one is not. They must lie in the very directory base and

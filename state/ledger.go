@@ -1,15 +1,19 @@
 package state
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"io/fs"
+	"path"
+	"slices"
 	"strconv"
+	"strings"
 
 	"github.com/bindgate/bindgate/wire"
 )
 
-// A Ledger is the helper's memory of what it attached: one record per mount namespace, named by its 64-bit id, and for each container an index entry, a symlink whose text is that id. The
+// A Ledger is the helper's memory of what it attached: one record per mount namespace, named by its 64-bit id, and for each container an index entry, a symlink whose text is that id; another for each folder that was made. The
 // kernel knows the rest: whether a recorded mount is there is asked of it by the mount's unique id, so a record is written before the attach and need not be touched after.
 type Ledger struct{ *Store }
 
@@ -38,6 +42,66 @@ type LedgerMount struct {
 // IsOf reports whether the mount belongs to a container of an owner, attached by uid.
 func (m *LedgerMount) IsOf(uid uint32, owner, container string) bool {
 	return m.UID == uid && m.Owner == owner && m.Container == container
+}
+
+// Inherit leaves to m what was made for another mount in which its mountpoint lies, so that it goes with the last that needs it.
+func (m *LedgerMount) Inherit(from *LedgerMount) {
+	mine, its, same := strings.Split(m.Path, "/"), strings.Split(from.Path, "/"), 0
+	for same < min(len(mine), len(its)) && mine[same] == its[same] {
+		same++
+	}
+	if first := len(its) - from.Made; m.Root == from.Root && first < same && len(mine)-m.Made <= same && first < len(mine)-m.Made {
+		m.Made, m.Base = len(mine)-first, from.Base
+	}
+}
+
+// claims are the names of the index entries of the folders made for m, the deepest first, and at least of its mountpoint: by where each is, whoever sees it, on the host or in the root that the container has.
+func (m *LedgerMount) claims(n int) (names []string) {
+	at := m.Root + m.Path
+	if m.Target[0] != '/' { // in a sandbox, which may be in several roots
+		at = m.HostPath
+	}
+	for range n {
+		names = append(names, "at+"+strconv.FormatUint(Key(at), 16))
+		at = path.Dir(at)
+	}
+	return names
+}
+
+// Claim notes that the folders to be made for m are the namespace's to remove. One in which another namespace mounts something too is nobody's any more: the kernel would take that mount away with it.
+func (l *Ledger) Claim(m *LedgerMount, ns uint64) (err error) {
+	for up, name := range m.claims(max(m.Made, 1)) {
+		if now, e := l.root.Readlink(name); e == nil && now != recordName(ns) {
+			l.root.Remove(name)
+		} else if e != nil && up < m.Made {
+			err = cmp.Or(err, l.root.Symlink(recordName(ns), name))
+		}
+	}
+	return l.sync("claim", recordName(ns), err)
+}
+
+// Claimed counts how many of the last folders made for m are still the namespace's to remove.
+func (l *Ledger) Claimed(m *LedgerMount, ns uint64) (n int) {
+	for _, name := range m.claims(m.Made) {
+		if now, err := l.root.Readlink(name); err != nil || now != recordName(ns) {
+			break
+		}
+		n++
+	}
+	return n
+}
+
+// Unclaim forgets what was claimed for m, but for what the other mounts of its namespace have inherited.
+func (l *Ledger) Unclaim(m *LedgerMount, others []LedgerMount) {
+	var kept []string
+	for _, o := range others {
+		kept = append(kept, o.claims(o.Made)...)
+	}
+	for _, name := range m.claims(m.Made) {
+		if !slices.Contains(kept, name) {
+			l.root.Remove(name)
+		}
+	}
 }
 
 // LockNS locks the record of a mount namespace.

@@ -209,8 +209,7 @@ func (s *Store) failed(verb, name string, err error) error {
 
 // plain returns the errno of an error that names its path already.
 func plain(err error) error {
-	var p *fs.PathError
-	if errors.As(err, &p) {
+	if p, ok := errors.AsType[*fs.PathError](err); ok {
 		return p.Err
 	}
 	return err

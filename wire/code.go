@@ -84,8 +84,7 @@ func (e *Error) Because(err error) *Error { e.Cause = err; return e }
 
 // AsError returns err as an *Error. One that is none has the code internal: every failure that can be expected was given its code where it arose.
 func AsError(err error) *Error {
-	var e *Error
-	if errors.As(err, &e) {
+	if e, ok := errors.AsType[*Error](err); ok {
 		return e
 	}
 	return &Error{Code: Internal, Stage: "internal", Message: err.Error()}

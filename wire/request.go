@@ -27,6 +27,7 @@ type Request struct {
 	Directory        string // host path of the sandbox directory
 	Sandbox          string // where the container sees it; default DefaultSandbox
 	Lazy             bool   // detach although somebody uses the mount
+	Forget           bool   // for the audit log: the caller forgets the container without asking its drivers
 	Name             string // of a local volume
 	Mode             *uint32
 	UID, GID         *uint32
@@ -43,7 +44,7 @@ type Mount struct {
 // Which keys an operation takes: those that must be there, and those that may.
 var (
 	headMust  = map[string][]string{OpAttach: {"owner", "container", "pid"}, OpDetach: {"owner", "container"}, OpQuery: {"owner"}, OpCreateVolume: {"name"}, OpRemoveVolume: {"name"}, OpListVolumes: {}, OpSweep: {"owner"}}
-	headMay   = map[string][]string{OpAttach: {"start", "rootfs", "directory", "sandbox"}, OpDetach: {"lazy"}, OpQuery: {"container"}, OpCreateVolume: {"mode", "uid", "gid"}, OpListVolumes: {"name"}}
+	headMay   = map[string][]string{OpAttach: {"start", "rootfs", "directory", "sandbox"}, OpDetach: {"lazy", "forget"}, OpQuery: {"container"}, OpCreateVolume: {"mode", "uid", "gid"}, OpListVolumes: {"name"}}
 	blockMust = map[string][]string{OpAttach: {"mount", "source", "mode"}, OpDetach: {"mount"}}
 	blockMay  = map[string][]string{OpAttach: {"subpath", "noexec", "idmap"}}
 )
@@ -58,7 +59,7 @@ type slot struct {
 func (r *Request) slots() []slot {
 	return []slot{
 		text("op", &r.Op, func(string) error { return nil }), text("owner", &r.Owner, CheckOwner), text("container", &r.Container, CheckContainer), number("pid", &r.PID, 10, 1, 1<<22), number("start", &r.Start, 10, 1, 1<<63-1),
-		text("rootfs", &r.Rootfs, absolute), text("directory", &r.Directory, absolute), text("sandbox", &r.Sandbox, absolute), flag("lazy", &r.Lazy), text("name", &r.Name, CheckVolumeName),
+		text("rootfs", &r.Rootfs, absolute), text("directory", &r.Directory, absolute), text("sandbox", &r.Sandbox, absolute), flag("lazy", &r.Lazy), flag("forget", &r.Forget), text("name", &r.Name, CheckVolumeName),
 		optional("mode", &r.Mode, 8, 0o3777), optional("uid", &r.UID, 10, 1<<32-2), optional("gid", &r.GID, 10, 1<<32-2),
 	}
 }

@@ -7,6 +7,7 @@ import (
 	"strings"
 	"testing"
 
+	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 
 	"github.com/bindgate/bindgate/tests/harness"
@@ -116,6 +117,69 @@ func TestMade_SweepAfterACrashInAWrite(t *testing.T) {
 			if strings.Contains(name, "4711") || strings.Contains(name, "dead") {
 				t.Errorf("left: %s", name)
 			}
+		}
+	})
+}
+
+// The same for two containers on one root filesystem, and for a folder on the way to the first's volume: the second mounts onto what was made for the first.
+func TestMade_InASharedRootFilesystem(t *testing.T) {
+	harness.Run(t, func(h *harness.Host) {
+		v := h.Mkdir(filepath.Join(h.Sources(), "v"), 0o755)
+		a := h.Container(harness.ContainerOptions{ID: "a"})
+		b := h.Container(harness.ContainerOptions{ID: "b", Edit: func(s *specs.Spec) { s.Root.Path = a.Root }})
+		for _, second := range []string{"/x/data", "/x"} {
+			madeOK(t, h, madeAttach(a, "a", "/x/data", v))
+			madeOK(t, h, madeAttach(b, "b", second, v))
+			madeOK(t, h, &wire.Request{Op: wire.OpDetach, Owner: "o", Container: "a"})
+			if len(b.Mountinfo(second)) != 1 {
+				t.Errorf("the second container lost its volume at %s", second)
+			}
+			madeOK(t, h, &wire.Request{Op: wire.OpDetach, Owner: "o", Container: "b"})
+			if left := h.Tree(h.Ledger()); len(left) > 2 { // the folder and its lock
+				t.Errorf("the ledger keeps %q", left)
+			}
+			volCheck(t, os.RemoveAll(filepath.Join(a.Root, "x"))) // nobody's: left
+		}
+	})
+}
+
+// What is made for one volume and serves a second goes with the last of the two, in whatever order and request they came and go; what the container made in between stays.
+func TestMade_GoesWithTheLastThatNeedsIt(t *testing.T) {
+	harness.Run(t, func(h *harness.Host) {
+		v := h.Mkdir(filepath.Join(h.Sources(), "v"), 0o755)
+		c := h.Container(harness.ContainerOptions{ID: "c"})
+		detach := func(path string) {
+			madeOK(t, h, &wire.Request{Op: wire.OpDetach, Owner: "o", Container: "c", Mounts: []wire.Mount{{Path: path}}})
+		}
+		before := h.Tree(c.Root)
+		for name, paths := range map[string][2]string{"siblings": {"/x/y/a", "/x/y/b"}, "one below": {"/x/a", "/x/y/b"}, "cousins": {"/x/y/a", "/x/z/b"}} {
+			for order := range 2 {
+				madeOK(t, h, madeAttach(c, "c", paths[0], v))
+				madeOK(t, h, madeAttach(c, "c", paths[1], v))
+				detach(paths[order])
+				detach(paths[1-order])
+				if d := harness.Diff(before, h.Tree(c.Root)); d != "" {
+					t.Errorf("%s, order %d: left:\n%s", name, order, d)
+				}
+			}
+		}
+		madeOK(t, h, &wire.Request{Op: wire.OpAttach, Owner: "o", Container: "c", PID: c.Pid(),
+			Mounts: []wire.Mount{{Path: "/x/a", Source: v, Mode: "rw"}, {Path: "/x/b", Source: v, Mode: "rw"}}})
+		detach("/x/a")
+		detach("/x/b")
+		if d := harness.Diff(before, h.Tree(c.Root)); d != "" {
+			t.Errorf("one request: left:\n%s", d)
+		}
+		madeOK(t, h, madeAttach(c, "c", "/x/a", v))
+		c.Sh("mkdir /x/own").OK(t)
+		madeOK(t, h, madeAttach(c, "c", "/x/own/b", v))
+		detach("/x/a")
+		detach("/x/own/b")
+		if _, err := os.Stat(filepath.Join(c.Root, "x/own")); err != nil {
+			t.Error("the container's own folder was removed")
+		}
+		if left := h.Tree(h.Ledger()); len(left) > 2 {
+			t.Errorf("the ledger keeps %q", left)
 		}
 	})
 }
