@@ -149,8 +149,7 @@ func quote(s string) string {
 	b := []byte{'"'}
 	for _, u := range utf16.Encode([]rune(s)) {
 		if u < 0x20 || u >= 0x7f || u == '"' || u == '\\' {
-			const hex = "0123456789abcdef"
-			b = append(b, '\\', 'u', hex[u>>12], hex[u>>8&15], hex[u>>4&15], hex[u&15])
+			b = fmt.Appendf(b, `\u%04x`, u)
 		} else {
 			b = append(b, byte(u))
 		}

@@ -144,7 +144,7 @@ func (s *session) open() {
 // readRequest reads descriptor 0 to its end. Dies of timeout, invalid_request.
 func readRequest() *wire.Request {
 	end := time.Now().Add(readDeadline)
-	data, buf := []byte(nil), make([]byte, 1<<16)
+	data, buf := []byte(nil), make([]byte, 1<<13)
 	for {
 		n, err := unix.Poll([]unix.PollFd{{Fd: 0, Events: unix.POLLIN}}, max(0, int(time.Until(end).Milliseconds())))
 		namespace.DieIf(err == nil && n == 0, wire.Errorf(wire.Timeout, "request", "cannot read the request: it did not arrive within %v", readDeadline))

@@ -32,10 +32,13 @@ const (
 	statmountHeader                 = 512                                          // bytes before the strings
 )
 
+// scratch is what the kernel answers into: a run asks some twenty times, and each fresh buffer is pages that it has to fault in. One thread works, so it has one user.
+var scratch [statmountHeader + unix.PathMax]byte
+
 // StatMount describes the mount with this unique id in the namespace with this id; 0 is the calling thread's. ENOENT: there is no such mount in it.
 func StatMount(id, nsID uint64) (Mount, error) {
 	req := mntIDReq{size: uint32(unsafe.Sizeof(mntIDReq{})), mntID: id, param: statmountWanted, nsID: nsID}
-	buf := make([]byte, statmountHeader+unix.PathMax)
+	buf := scratch[:]
 	if _, _, e := unix.Syscall6(unix.SYS_STATMOUNT, uintptr(unsafe.Pointer(&req)), uintptr(unsafe.Pointer(&buf[0])), uintptr(len(buf)), 0, 0, 0); e != 0 {
 		return Mount{}, e
 	}

@@ -5,7 +5,6 @@
 package privops
 
 import (
-	"fmt"
 	"strconv"
 	"strings"
 	"syscall"
@@ -62,20 +61,21 @@ func Reduce(h *namespace.Host) {
 
 // CheckStatus checks the text of a thread's status (proc_pid_status(5)): uids, capabilities, no_new_privs and filter are as Reduce wants them. Only the working thread's bounding set is emptied.
 func CheckStatus(status string, working bool) error {
-	hex := func(c uint64) string { return fmt.Sprintf("%016x", c) }
-	want := map[string]string{"Uid": "0\t0\t0\t0", "CapInh": hex(0), "CapPrm": hex(allCaps), "CapEff": hex(allCaps), "CapAmb": hex(0), "NoNewPrivs": "1", "Seccomp": "2"}
+	want := []string{"Uid:\t0\t0\t0\t0\n", "CapInh:\t" + hex(0), "CapPrm:\t" + hex(allCaps), "CapEff:\t" + hex(allCaps), "CapAmb:\t" + hex(0), "NoNewPrivs:\t1\n", "Seccomp:\t2\n"}
 	if working {
-		want["CapBnd"] = hex(0)
+		want = append(want, "CapBnd:\t"+hex(0))
 	}
-	for line := range strings.Lines(status) {
-		if key, value, _ := strings.Cut(strings.TrimSpace(line), ":"); want[key] == strings.TrimSpace(value) {
-			delete(want, key)
+	for _, w := range want {
+		if !strings.Contains(status, "\n"+w) {
+			return wire.Errorf(wire.Internal, "capabilities", "cannot go on with privilege: a thread does not have %q", w)
 		}
 	}
-	if len(want) > 0 {
-		return wire.Errorf(wire.Internal, "capabilities", "cannot go on with privilege: a thread does not have %v", want)
-	}
 	return nil
+}
+
+func hex(c uint64) string { // as in status: 16 digits
+	digits := strconv.FormatUint(c, 16)
+	return strings.Repeat("0", 16-len(digits)) + digits + "\n"
 }
 
 // Confine leaves the calling thread what op needs.

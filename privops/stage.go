@@ -87,8 +87,8 @@ func (a *Attachment) judgeMounts() {
 }
 
 // cloneTrees replaces each descriptor in slots, a tree staged under its name in the working directory, by a detached clone of it. With lock a child with a fresh user and mount
-// namespace makes the clones, so that their attributes are locked. The descriptor table is shared with the child (CLONE_FILES), its memory is a copy, and this thread waits (CLONE_VFORK). The child makes
-// raw system calls only, with all signals blocked, since the runtime's other threads do not exist in it; it has no exit signal, so that no disposition that the caller left us can reap it. It returns an errno, or 0.
+// namespace makes the clones, so that their attributes are locked. The child shares our memory and descriptor table (CLONE_VM, CLONE_FILES) and runs on this thread's stack while this thread
+// waits (CLONE_VFORK); a copy of the memory would cost more than all that the child does (docs/adr/0013). It makes raw system calls only, with all signals blocked, since the runtime's other threads do not exist in it; it has no exit signal, so that no disposition that the caller left us can reap it. It returns an errno, or 0.
 //
 //go:norace
 //go:noinline
@@ -98,8 +98,7 @@ func cloneTrees(slots []int, names [][5]byte, lock bool) syscall.Errno {
 	}
 	all, old := ^uint64(0), uint64(0)
 	syscall.RawSyscall6(unix.SYS_RT_SIGPROCMASK, unix.SIG_SETMASK, uintptr(unsafe.Pointer(&all)), uintptr(unsafe.Pointer(&old)), 8, 0, 0)
-	const flags = unix.CLONE_VFORK | unix.CLONE_FILES | unix.CLONE_NEWUSER | unix.CLONE_NEWNS
-	pid, _, errno := syscall.RawSyscall6(unix.SYS_CLONE, flags, 0, 0, 0, 0, 0)
+	pid, errno := vfork(unix.SYS_CLONE, unix.CLONE_VM|unix.CLONE_VFORK|unix.CLONE_FILES|unix.CLONE_NEWUSER|unix.CLONE_NEWNS)
 	if errno == 0 && pid == 0 {
 		e := cloneInto(slots, names)
 		for {
@@ -119,6 +118,11 @@ func cloneTrees(slots []int, names [][5]byte, lock bool) syscall.Errno {
 	}
 	return syscall.Errno(status >> 8 & 0xff)
 }
+
+// vfork makes clone(2), whose number is trap, with these flags, which must include CLONE_VM and CLONE_VFORK: the child runs on the caller's stack until it exits.
+//
+//go:noescape
+func vfork(trap, flags uintptr) (pid uintptr, errno syscall.Errno)
 
 //go:norace
 //go:nosplit

@@ -29,12 +29,11 @@ func TestCheckStatus(t *testing.T) {
 		text    string
 		working bool
 	}{
-		"the working thread":                         {status(none), true},
-		"another thread":                             {status(full), false},
-		"another thread with an empty bounding set":  {status(none), false},
-		"without a newline at the end":               {strings.TrimSuffix(status(none), "\n"), true},
-		"with a line that is not known":              {status(none) + "Something_new:\t7\n", true},
-		"with spaces instead of tabs after the name": {strings.Replace(status(none), "NoNewPrivs:\t", "NoNewPrivs:  ", 1), true},
+		"the working thread":                        {status(none), true},
+		"another thread":                            {status(full), false},
+		"another thread with an empty bounding set": {status(none), false},
+		"without a newline at the end":              {strings.TrimSuffix(status(none), "\n"), true},
+		"with a line that is not known":             {status(none) + "Something_new:\t7\n", true},
 	} {
 		if err := CheckStatus(s.text, s.working); err != nil {
 			t.Errorf("%s: %v", name, err)

@@ -12,7 +12,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"hash/crc32"
 	"hash/fnv"
 	"io"
 	"io/fs"
@@ -65,9 +64,9 @@ type Record struct {
 
 func encode(boot string, payload []byte) []byte {
 	head := fmt.Sprintf("bindgate-record schema=%d boot=%s size=%d ", Schema, boot, len(payload))
-	table := crc32.MakeTable(crc32.Castagnoli)
-	sum := crc32.Update(crc32.Checksum([]byte(head), table), table, payload)
-	return append(fmt.Appendf(nil, "%scrc32c=%08x\n", head, sum), payload...)
+	sum := fnv.New64a() // finds every change of one byte; the tables of a CRC would cost more than all the rest of a write
+	sum.Write(append([]byte(head), payload...))
+	return append(fmt.Appendf(nil, "%sfnv1a=%016x\n", head, sum.Sum64()), payload...)
 }
 
 func decode(data []byte) (Record, error) {

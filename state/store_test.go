@@ -4,7 +4,7 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
-	"hash/crc32"
+	"hash/fnv"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -121,8 +121,9 @@ func TestNamesLeadNowhereElse(t *testing.T) {
 func TestRecordThatCannotBeTrusted(t *testing.T) {
 	good := encode(bootID, []byte("payload\n"))
 	sign := func(head string, payload string) []byte { // a right checksum for any first line
-		table := crc32.MakeTable(crc32.Castagnoli)
-		return fmt.Appendf(nil, "%scrc32c=%08x\n%s", head, crc32.Update(crc32.Checksum([]byte(head), table), table, []byte(payload)), payload)
+		sum := fnv.New64a()
+		sum.Write([]byte(head + payload))
+		return fmt.Appendf(nil, "%sfnv1a=%016x\n%s", head, sum.Sum64(), payload)
 	}
 	if !bytes.Equal(sign("bindgate-record schema=1 boot="+bootID+" size=8 ", "payload\n"), good) {
 		t.Fatalf("the form is another: %q", good)
@@ -150,7 +151,7 @@ func TestRecordThatCannotBeTrusted(t *testing.T) {
 		"with two spaces":                  write(sign("bindgate-record schema=1  boot="+bootID+" size=8 ", "payload\n")),
 		"without a boot":                   write(sign("bindgate-record schema=1 boot= size=8 ", "payload\n")),
 		"with a field more":                write(sign("bindgate-record schema=1 boot="+bootID+" size=8 more=1 ", "payload\n")),
-		"with a checksum in capitals":      write(bytes.Replace(good, good[bytes.Index(good, []byte("crc32c=")):], bytes.ToUpper(good[bytes.Index(good, []byte("crc32c=")):]), 1)),
+		"with a checksum in capitals":      write(bytes.Replace(good, good[bytes.Index(good, []byte("fnv1a=")):], bytes.ToUpper(good[bytes.Index(good, []byte("fnv1a=")):]), 1)),
 		"without a checksum":               write([]byte("bindgate-record schema=1 boot=" + bootID + " size=8\npayload\n")),
 		"with Windows' line ends":          write(bytes.ReplaceAll(good, []byte("\n"), []byte("\r\n"))),
 		"JSON":                             write([]byte(`{"schema":1}`)),
@@ -397,7 +398,7 @@ func TestStoreLeaksNoDescriptor(t *testing.T) {
 // FuzzRecord: only what encode wrote is a record.
 func FuzzRecord(f *testing.F) {
 	good := encode(bootID, []byte("payload\n"))
-	for _, data := range [][]byte{nil, good, good[:len(good)-1], encode("", nil), encode(bootID, []byte{0, '\n', 0xff}), []byte("bindgate-record schema=2 boot=x size=0 crc32c=00000000\n"), []byte("bindgate-record schema=1 boot=x size=99999999999999999999 crc32c=00000000\n")} {
+	for _, data := range [][]byte{nil, good, good[:len(good)-1], encode("", nil), encode(bootID, []byte{0, '\n', 0xff}), []byte("bindgate-record schema=2 boot=x size=0 fnv1a=0000000000000000\n"), []byte("bindgate-record schema=1 boot=x size=99999999999999999999 fnv1a=0000000000000000\n")} {
 		f.Add(data)
 	}
 	f.Fuzz(func(t *testing.T, data []byte) {

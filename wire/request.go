@@ -1,6 +1,7 @@
 package wire
 
 import (
+	"cmp"
 	"slices"
 	"strconv"
 )
@@ -49,41 +50,35 @@ var (
 	blockMay  = map[string][]string{OpAttach: {"subpath", "noexec", "idmap"}}
 )
 
-// A slot ties a key to the place of its value in a Request or Mount.
-type slot struct {
-	key string
-	get func() string        // "" where there is none
-	set func(v string) error // checks the value
-}
-
-func (r *Request) slots() []slot {
-	return []slot{
-		text("op", &r.Op, func(string) error { return nil }), text("owner", &r.Owner, CheckOwner), text("container", &r.Container, CheckContainer), number("pid", &r.PID, 10, 1, 1<<22), number("start", &r.Start, 10, 1, 1<<63-1),
-		text("rootfs", &r.Rootfs, absolute), text("directory", &r.Directory, absolute), text("sandbox", &r.Sandbox, absolute), flag("lazy", &r.Lazy), flag("forget", &r.Forget), text("name", &r.Name, CheckVolumeName),
-		optional("mode", &r.Mode, 8, 0o3777), optional("uid", &r.UID, 10, 1<<32-2), optional("gid", &r.GID, 10, 1<<32-2),
-	}
-}
-
-func (m *Mount) slots() []slot {
-	return []slot{text("mount", &m.Path, anyPath), text("source", &m.Source, absolute), text("mode", &m.Mode, mode), text("subpath", &m.Subpath, below), flag("noexec", &m.NoExec), flag("idmap", &m.IDMap)}
-}
-
 // Encode returns the request in the wire's form.
 func (r *Request) Encode() []byte {
-	m := &Message{Head: collect(r.slots())}
-	for i := range r.Mounts {
-		m.Blocks = append(m.Blocks, collect(r.Mounts[i].slots()))
+	m := &Message{Head: given("op", r.Op, "owner", r.Owner, "container", r.Container, "pid", num(uint64(r.PID)), "start", num(r.Start), "rootfs", r.Rootfs, "directory", r.Directory, "sandbox", r.Sandbox,
+		"lazy", one[r.Lazy], "forget", one[r.Forget], "name", r.Name, "mode", opt(r.Mode, 8), "uid", opt(r.UID, 10), "gid", opt(r.GID, 10))}
+	for _, x := range r.Mounts {
+		m.Blocks = append(m.Blocks, given("mount", x.Path, "source", x.Source, "mode", x.Mode, "subpath", x.Subpath, "noexec", one[x.NoExec], "idmap", one[x.IDMap]))
 	}
 	return m.Encode()
 }
 
-func collect(slots []slot) (f Fields) {
-	for _, s := range slots {
-		if v := s.get(); v != "" {
-			f = append(f, Field{s.key, v})
-		}
+var one = map[bool]string{true: "1"}
+
+// given are the pairs that have a value.
+func given(list ...string) Fields {
+	return slices.DeleteFunc(Pairs(list...), func(f Field) bool { return f.Value == "" })
+}
+
+func num(n uint64) string {
+	if n == 0 {
+		return ""
 	}
-	return f
+	return strconv.FormatUint(n, 10)
+}
+
+func opt(n *uint32, base int) string {
+	if n == nil {
+		return ""
+	}
+	return strconv.FormatUint(uint64(*n), base)
 }
 
 // DecodeRequest parses a request and checks all that can be checked without looking at the system: known operation and keys, every value in its range. Errors are invalid_request (65) or
@@ -93,7 +88,6 @@ func DecodeRequest(data []byte) (*Request, error) {
 	if err != nil {
 		return nil, err
 	}
-	r := &Request{}
 	op := m.Head.Get("op")
 	switch {
 	case len(m.Head) == 0 || m.Head[0].Key != "op":
@@ -105,29 +99,30 @@ func DecodeRequest(data []byte) (*Request, error) {
 	case len(m.Blocks) == 0 && op == OpAttach:
 		return nil, invalid("cannot read the request: attach needs a mount=")
 	}
-	if err := fill(r.slots(), m.Head, append(headMust[op], "op"), headMay[op]); err != nil {
-		return nil, err
+	h := &values{Fields: m.Head}
+	r := &Request{Op: op, Owner: h.text("owner", CheckOwner), Container: h.text("container", CheckContainer), PID: int(h.number("pid", 10, 1, 1<<22)), Start: h.number("start", 10, 1, 1<<63-1),
+		Rootfs: h.text("rootfs", absolute), Directory: h.text("directory", absolute), Sandbox: h.text("sandbox", absolute), Lazy: h.flag("lazy"), Forget: h.flag("forget"),
+		Name: h.text("name", CheckVolumeName), Mode: h.optional("mode", 8, 0o3777), UID: h.optional("uid", 10, 1<<32-2), GID: h.optional("gid", 10, 1<<32-2), Mounts: []Mount{}}
+	err = cmp.Or(keys(m.Head, append(headMust[op], "op"), headMay[op]), h.err)
+	for _, fields := range m.Blocks {
+		b := &values{Fields: fields}
+		r.Mounts = append(r.Mounts, Mount{Path: b.text("mount", anyPath), Source: b.text("source", absolute), Mode: b.text("mode", mode), Subpath: b.text("subpath", below), NoExec: b.flag("noexec"), IDMap: b.flag("idmap")})
+		err = cmp.Or(err, keys(fields, blockMust[op], blockMay[op]), b.err)
 	}
-	r.Mounts = make([]Mount, len(m.Blocks))
-	for i, b := range m.Blocks {
-		if err := fill(r.Mounts[i].slots(), b, blockMust[op], blockMay[op]); err != nil {
-			return nil, err
-		}
+	if err != nil {
+		return nil, err
 	}
 	return r, nil
 }
 
-func fill(slots []slot, fields Fields, must, may []string) error {
+// keys checks that the keys of must are there, and no others but those of may; and that all values can be shown to a person.
+func keys(fields Fields, must, may []string) error {
 	for _, f := range fields {
-		i := slices.IndexFunc(slots, func(s slot) bool { return s.key == f.Key })
-		if i < 0 || !slices.Contains(must, f.Key) && !slices.Contains(may, f.Key) {
+		if !slices.Contains(must, f.Key) && !slices.Contains(may, f.Key) {
 			return invalid("cannot read the request: it has the key %s= where none is taken", f.Key)
 		}
 		if Printable(f.Value) != f.Value {
 			return invalid("cannot read the request: %s= holds control characters or is not UTF-8", f.Key)
-		}
-		if err := slots[i].set(f.Value); err != nil {
-			return err
 		}
 	}
 	for _, key := range must {
@@ -138,50 +133,44 @@ func fill(slots []slot, fields Fields, must, may []string) error {
 	return nil
 }
 
-func text(key string, p *string, check func(string) error) slot {
-	return slot{key, func() string { return *p }, func(v string) error {
-		*p = v
-		return check(v)
-	}}
+// values takes values out of fields; one that is not there is zero. It keeps the first error.
+type values struct {
+	Fields
+	err error
 }
 
-func flag(key string, p *bool) slot {
-	return slot{key, func() string { return map[bool]string{true: "1"}[*p] }, func(v string) error {
-		if *p = true; v != "1" {
-			return invalid("cannot use %s=%s: it is 1 or left out", key, quote(v))
-		}
-		return nil
-	}}
+func (v *values) text(key string, check func(string) error) string {
+	s, ok := v.Lookup(key)
+	if ok {
+		v.err = cmp.Or(v.err, check(s))
+	}
+	return s
+}
+
+func (v *values) flag(key string) bool {
+	s, ok := v.Lookup(key)
+	if ok && s != "1" {
+		v.err = cmp.Or[error](v.err, invalid("cannot use %s=%s: it is 1 or left out", key, quote(s)))
+	}
+	return ok
 }
 
 // number takes digits only: no sign, no space, no leading zero but in octal.
-func number[T int | uint32 | uint64](key string, p *T, base int, min, max uint64) slot {
+func (v *values) number(key string, base int, min, max uint64) uint64 {
 	format := func(n uint64) string { return strconv.FormatUint(n, base) }
-	return slot{key, func() string {
-		if *p == 0 {
-			return ""
-		}
-		return format(uint64(*p))
-	}, func(v string) error {
-		n, err := strconv.ParseUint(v, base, 64)
-		if err != nil || n < min || n > max || base == 10 && format(n) != v {
-			return invalid("cannot use %s=%s: it is a number from %s to %s", key, quote(v), format(min), format(max))
-		}
-		*p = T(n)
-		return nil
-	}}
+	s, ok := v.Lookup(key)
+	n, err := strconv.ParseUint(s, base, 64)
+	if ok && (err != nil || n < min || n > max || base == 10 && format(n) != s) {
+		v.err = cmp.Or[error](v.err, invalid("cannot use %s=%s: it is a number from %s to %s", key, quote(s), format(min), format(max)))
+	}
+	return n
 }
 
-func optional(key string, p **uint32, base int, max uint64) slot {
-	return slot{key, func() string {
-		if *p == nil {
-			return ""
-		}
-		return strconv.FormatUint(uint64(**p), base)
-	}, func(v string) error {
-		*p = new(uint32)
-		return number(key, *p, base, 0, max).set(v)
-	}}
+func (v *values) optional(key string, base int, max uint64) *uint32 {
+	if _, ok := v.Lookup(key); !ok {
+		return nil
+	}
+	return new(uint32(v.number(key, base, 0, max)))
 }
 
 func anyPath(v string) error {

@@ -364,9 +364,13 @@ func callerLedger(t *testing.T, h *harness.Host) (names []string) {
 	t.Helper()
 	entries, err := os.ReadDir(h.Ledger())
 	callerCheck(t, err)
+	claims := 0
 	for _, e := range entries {
 		name := e.Name()
 		switch {
+		case strings.HasPrefix(name, "at+"):
+			claims++
+			continue
 		case name == ".lock" || strings.HasPrefix(name, "by+"):
 			continue
 		case !strings.HasSuffix(name, ".rec") || strings.HasPrefix(name, "."):
@@ -386,6 +390,9 @@ func callerLedger(t *testing.T, h *harness.Host) (names []string) {
 		if !strings.HasPrefix(name, "refused+") {
 			names = append(names, strings.TrimSuffix(name, ".rec"))
 		}
+	}
+	if claims > 0 && len(names) == 0 {
+		t.Errorf("left in the ledger: %d entries of what was made", claims)
 	}
 	return names
 }
