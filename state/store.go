@@ -86,7 +86,7 @@ func decode(data []byte) (Record, error) {
 // Read returns the record name. Errors: not_found, which matches fs.ErrNotExist; state_corrupt for one that cannot be trusted; system.
 func (s *Store) Read(name string) (Record, error) {
 	f, err := (*os.File)(nil), error(syscall.ELOOP)
-	if info, e := s.root.Lstat(name + ext); e != nil || info.Mode()&fs.ModeSymlink == 0 { // os.Root follows links that stay within it
+	if info, e := s.root.Lstat(name + ext); e != nil || info.Mode().IsRegular() && info.Sys().(*syscall.Stat_t).Uid == s.uid { // os.Root follows links that stay within it; another's, or a socket, may not open
 		f, err = s.root.OpenFile(name+ext, os.O_RDONLY|syscall.O_NONBLOCK, 0)
 	}
 	if errors.Is(err, fs.ErrNotExist) {

@@ -167,7 +167,13 @@ func TestRecordThatCannotBeTrusted(t *testing.T) {
 			must(t, os.Symlink("good", path))
 		},
 		"a symlink out of the folder": func(t *testing.T, path string) { must(t, os.Symlink("/etc/passwd", path)) },
-		"with a hard link":            func(t *testing.T, path string) { write(good)(t, path); must(t, os.Link(path, path+".other")) },
+		"a socket": func(t *testing.T, path string) { // cannot be opened at all
+			fd, err := syscall.Socket(syscall.AF_UNIX, syscall.SOCK_STREAM, 0)
+			must(t, err)
+			defer syscall.Close(fd)
+			must(t, syscall.Bind(fd, &syscall.SockaddrUnix{Name: path}))
+		},
+		"with a hard link": func(t *testing.T, path string) { write(good)(t, path); must(t, os.Link(path, path+".other")) },
 		"of another user": func(t *testing.T, path string) {
 			if os.Geteuid() != 0 {
 				t.Fatal("only root can give a file away")
