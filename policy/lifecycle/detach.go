@@ -118,7 +118,7 @@ func (iso *Isolator) letGoOf(ctx context.Context, c *containerRecord, entries []
 	var causes []Cause
 	kept := map[*entry]bool{}
 	for i, e := range entries {
-		e.Attached, e.Pending = nil, false
+		e.Attached, e.Pending, e.Since = nil, false, time.Time{}
 		switch o := outcomes[i]; {
 		case o.err != nil:
 			kept[e] = true
@@ -208,11 +208,11 @@ func (iso *Isolator) detachAll(ctx context.Context, c *containerRecord) error {
 	return err
 }
 
-// heldBy says of each entry that the helper could not detach who holds it. Those that are attached still are no longer to be detached, since that was refused;
-// of others, and where the helper cannot be asked, it is for a later cleanup or recover to see.
+// heldBy says of each entry that the helper could not detach since when, and who holds it. Those that are attached still are no longer to be detached, since that
+// was refused; of others, and where the helper cannot be asked, it is for a later cleanup or recover to see.
 func (iso *Isolator) heldBy(ctx context.Context, c *containerRecord, entries []*entry, why error) []Pending {
 	holders := map[string][]Holder{}
-	reply, err := iso.ask(context.WithoutCancel(ctx), &wire.Request{Op: wire.OpQuery, Owner: c.Owner, Container: c.Container})
+	reply, err := iso.ask(ctx, &wire.Request{Op: wire.OpQuery, Owner: c.Owner, Container: c.Container})
 	if err == nil {
 		for _, b := range reply.Blocks {
 			holders[clean(b.Get("mount"))] = holdersOf(b)
@@ -225,12 +225,15 @@ func (iso *Isolator) heldBy(ctx context.Context, c *containerRecord, entries []*
 			continue
 		}
 		if there && e.Attached != nil && c.Phase != phaseCleaning && !unknown(why) {
-			e.Pending = false
+			e.Pending, e.Since = false, time.Time{}
 		}
 		if h == nil {
 			h = []Holder{}
 		}
-		list = append(list, Pending{Driver: e.Driver, Name: e.Name, Since: time.Now().UTC(), Error: why.Error(), Holders: h})
+		if e.Since.IsZero() {
+			e.Since = time.Now().UTC()
+		}
+		list = append(list, Pending{Driver: e.Driver, Name: e.Name, Since: e.Since, Error: why.Error(), Holders: h})
 	}
 	return list
 }
@@ -240,7 +243,7 @@ func holdersOf(b wire.Fields) []Holder {
 	for line := range strings.Lines(b.Get("holders")) {
 		pid, comm, _ := strings.Cut(strings.TrimSuffix(line, "\n"), " ")
 		if n, err := strconv.Atoi(pid); err == nil {
-			list = append(list, Holder{n, comm})
+			list = append(list, Holder{n, strings.TrimSuffix(strings.TrimPrefix(comm, "("), ")")})
 		}
 	}
 	return list
@@ -253,7 +256,11 @@ func pendingError(doing string, out *Cleaned) error {
 	}
 	var causes []Cause
 	for _, p := range out.Pending {
-		causes = append(causes, Cause{Driver: p.Driver, Name: p.Name, Stage: "unmount", Code: wire.Pending, Message: p.Error})
+		says := p.Error
+		if w := who(p.Holders); w != "" && !strings.Contains(says, p.Holders[0].String()) {
+			says += " (" + w + ")"
+		}
+		causes = append(causes, Cause{Driver: p.Driver, Name: p.Name, Stage: "unmount", Code: wire.Pending, Message: says})
 	}
 	e := several(doing, causes)
 	e.Hint = "the next cleanup or recover tries again"
@@ -263,16 +270,16 @@ func pendingError(doing string, out *Cleaned) error {
 // pendingBecause is err, with who holds the mounts.
 func pendingBecause(err error, out *Cleaned) error {
 	e := *failure(err)
-	var who []string
+	var all []Holder
 	for _, p := range out.Pending {
 		for _, h := range p.Holders {
-			if s := strconv.Itoa(h.PID) + " " + h.Comm; !slices.Contains(who, s) {
-				who = append(who, s)
+			if !slices.Contains(all, h) {
+				all = append(all, h)
 			}
 		}
 	}
-	if len(who) > 0 && !strings.Contains(e.Message, who[0]) {
-		e.Message += " (held by " + strings.Join(who, ", ") + ")"
+	if w := who(all); w != "" && !strings.Contains(e.Message, all[0].String()) {
+		e.Message += " (" + w + ")"
 	}
 	return &e
 }

@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"regexp"
+	"slices"
+	"sync"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -256,8 +258,23 @@ func (iso *Isolator) late(drv driver.Driver, id volumeID, hid string, mounted bo
 
 // How release lets a volume go.
 type manner struct {
-	forget    bool // drop the record, do not ask the driver
-	noDrivers bool // do not ask the driver now: leave it pending
+	forget    bool      // drop the record, do not ask the driver
+	noDrivers bool      // do not ask the driver now: leave it pending
+	silent    *sync.Map // drivers that did not answer, by name: they are not asked again; nil: every driver is asked
+}
+
+func (how manner) isSilent(driver string) bool {
+	if how.silent == nil {
+		return false
+	}
+	_, is := how.silent.Load(driver)
+	return is
+}
+
+func (how manner) setSilent(driver string) {
+	if how.silent != nil {
+		how.silent.Store(driver, true)
+	}
 }
 
 // release takes ref away from a volume and lets the volume go if nobody else uses it. pending says that the driver could not. The error is one of the
@@ -280,7 +297,7 @@ func (iso *Isolator) release(ctx context.Context, ref reference, id volumeID, ho
 	case how.forget:
 		h.unref(ref)
 	default:
-		h.Refs = iso.others(h, ref, id)
+		h.Refs = iso.others(ctx, h, ref, id)
 	}
 	if len(h.Refs) == 0 {
 		return iso.unmount(ctx, v, h, how)
@@ -288,15 +305,29 @@ func (iso *Isolator) release(ctx context.Context, ref reference, id volumeID, ho
 	return false, nil, iso.writeVolume(v)
 }
 
-// others are the references beside ref that their containers' records confirm.
-func (iso *Isolator) others(h *hold, ref reference, id volumeID) []reference {
+// others are the references beside ref that count.
+func (iso *Isolator) others(ctx context.Context, h *hold, ref reference, id volumeID) []reference {
 	var refs []reference
 	for _, r := range h.Refs {
-		if r != ref && iso.confirmed(r, id) {
+		if r != ref && iso.counts(ctx, h, r, id) {
 			refs = append(refs, r)
 		}
 	}
 	return refs
+}
+
+// counts reports whether a reference is one: its container's record confirms it or, where that was lost, the helper has the volume attached to the container.
+func (iso *Isolator) counts(ctx context.Context, h *hold, ref reference, id volumeID) bool {
+	if iso.confirmed(ref, id) {
+		return true
+	}
+	if h.Mountpoint == "" {
+		return false
+	}
+	reply, err := iso.ask(ctx, &wire.Request{Op: wire.OpQuery, Owner: ref.Owner, Container: ref.Container})
+	return err != nil || slices.ContainsFunc(reply.Blocks, func(b wire.Fields) bool {
+		return b.Get("alive") == "1" && beneath(h.Mountpoint, b.Get("source"))
+	})
 }
 
 // retry tries again to unmount what an owner has pending of one volume.
@@ -323,18 +354,21 @@ func (iso *Isolator) unmount(ctx context.Context, v *volumeRecord, h *hold, how 
 		v.drop(h)
 		return false, nil, iso.writeVolume(v)
 	}
-	waits := func(err error) (bool, *Pending, error) {
+	waits := func(err error, holders ...Holder) (bool, *Pending, error) {
 		if h.Since.IsZero() {
 			h.Since = time.Now().UTC()
 		}
 		h.Error = err.Error()
-		p := &Pending{Driver: v.Driver, Name: v.Name, Since: h.Since, Error: h.Error, Holders: []Holder{}}
+		p := &Pending{Driver: v.Driver, Name: v.Name, Since: h.Since, Error: h.Error, Holders: append([]Holder{}, holders...)}
 		return false, p, iso.writeVolume(v)
 	}
 	sure := h.State == mountDone || h.State == mountPending && !h.Unsure // else a crash or a deadline came between question and answer
 	h.State, h.Unsure = mountPending, !sure
 	if how.noDrivers {
 		return waits(errors.New("the driver was not asked (--no-drivers)"))
+	}
+	if how.isSilent(v.Driver) {
+		return waits(errors.New("the driver was not asked: it did not answer for another volume"))
 	}
 	drv, err := iso.driver(v.Driver)
 	if err != nil {
@@ -347,7 +381,13 @@ func (iso *Isolator) unmount(ctx context.Context, v *volumeRecord, h *hold, how 
 	still, err := iso.letGo(ctx, drv, v.volumeID, h, sure)
 	if still || err != nil {
 		h.Unsure = !still && !(sure && untouched(err))
-		return waits(err)
+		if isCode(err, wire.DriverUnavailable) || isCode(err, wire.Timeout) && ctx.Err() == nil {
+			how.setSilent(v.Driver)
+		}
+		if untouched(err) {
+			return waits(err)
+		}
+		return waits(err, iso.volumeHolders(ctx, h.Mountpoint)...)
 	}
 	v.drop(h)
 	return true, nil, iso.writeVolume(v)

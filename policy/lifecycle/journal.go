@@ -102,11 +102,12 @@ type entry struct {
 	NoExec        bool              `json:"noexec,omitempty"`
 	IDMap         bool              `json:"idmap,omitempty"`
 
-	ID         string   `json:"id,omitempty"` // for the driver
-	Mountpoint string   `json:"mountpoint,omitempty"`
-	Created    bool     `json:"created,omitempty"`  // it did not exist before
-	Pending    bool     `json:"pending,omitempty"`  // attach was asked for it and has not ended
-	Attached   *mounted `json:"attached,omitempty"` // what the helper made of it
+	ID         string    `json:"id,omitempty"` // for the driver
+	Mountpoint string    `json:"mountpoint,omitempty"`
+	Created    bool      `json:"created,omitempty"`  // it did not exist before
+	Pending    bool      `json:"pending,omitempty"`  // attach was asked for it and has not ended, or detach
+	Since      time.Time `json:"since,omitzero"`     // of the first attempt to detach it that failed
+	Attached   *mounted  `json:"attached,omitempty"` // what the helper made of it
 }
 
 // mounted is what the helper says of one mount.
@@ -204,8 +205,8 @@ func (iso *Isolator) readContainer(ref reference) (*containerRecord, error) {
 	if err != nil || !ok {
 		return nil, err
 	}
-	if c.ref() != ref {
-		return nil, wire.Errorf(wire.StateCorrupt, "state", "cannot trust the record of container %s: it speaks of %s", ref.Container, c.ref().key()).
+	if c.ref() != ref || slices.Contains(c.Volumes, nil) {
+		return nil, wire.Errorf(wire.StateCorrupt, "state", "cannot trust the record of container %s: it speaks of %s, or of nothing", ref.Container, c.ref().key()).
 			WithHint("bindgate recover moves it aside")
 	}
 	return c, nil
@@ -221,18 +222,11 @@ func (iso *Isolator) dropContainer(c *containerRecord) error {
 
 // readVolume returns a volume's record, an empty one where there is none.
 func (iso *Isolator) readVolume(id volumeID) (*volumeRecord, error) {
-	v := &volumeRecord{}
-	ok, err := read(iso.volumes, id.key(), v)
-	switch {
-	case err != nil:
-		return nil, err
-	case !ok:
+	v, err := iso.readVolumeNamed(id.key())
+	if v == nil && err == nil {
 		return &volumeRecord{volumeID: id}, nil
-	case v.volumeID != id:
-		return nil, wire.Errorf(wire.StateCorrupt, "state", "cannot trust the record of volume %s: it speaks of %s", id, v.volumeID).
-			WithHint("bindgate recover moves it aside")
 	}
-	return v, nil
+	return v, err
 }
 
 // writeVolume writes a volume's record, or removes the one of a volume that nobody holds.

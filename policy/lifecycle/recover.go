@@ -49,25 +49,15 @@ func (iso *Isolator) Recover(ctx context.Context, o RecoverOptions) (*Recovered,
 			return nil, cannot(doing, err)
 		}
 	}
-	r := &recovery{iso: iso, o: o, out: &Recovered{Schema: Schema, Kept: []string{}, Cleaned: []string{}, RolledBack: []string{}, Orphans: []string{},
-		Unmounted: []VolumeRef{}, Pending: []Pending{}, Corrupt: []string{}, Errors: []string{}}}
-	r.corrupt(ctx)
-	all, _, err := iso.allContainers(ctx)
-	if err != nil {
-		return nil, cannot(doing, err)
+	r := &recovery{iso: iso, o: o, how: manner{noDrivers: o.NoDrivers, silent: &sync.Map{}}, lost: map[string]bool{}, out: &Recovered{Schema: Schema,
+		Kept: []string{}, Cleaned: []string{}, RolledBack: []string{}, Orphans: []string{}, Unmounted: []VolumeRef{}, Pending: []Pending{}, Corrupt: []string{},
+		Errors: []string{}}}
+	for _, step := range []func(context.Context){r.corrupt, r.read, r.ledger, r.missing, r.containers, r.strangers, r.volumes, r.temporary} {
+		if step(ctx); ctx.Err() != nil {
+			r.failed(volumeID{}, stopped(ctx, "recover", "look at everything"))
+			break
+		}
 	}
-	r.ledger(ctx) // after the records: of a container whose record is still the same it says the truth
-	r.missing(ctx, all)
-	for _, level := range generations(iso.owner, all) {
-		r.each(level, func(c *containerRecord) { r.container(ctx, c) })
-	}
-	r.strangers(ctx, all)
-	volumes, _, err := iso.allVolumes(ctx)
-	if err != nil {
-		return nil, cannot(doing, err)
-	}
-	r.volumes(ctx, volumes)
-	r.temporary(ctx)
 	return r.out, r.verdict(doing)
 }
 
@@ -75,12 +65,14 @@ func (iso *Isolator) Recover(ctx context.Context, o RecoverOptions) (*Recovered,
 type recovery struct {
 	iso      *Isolator
 	o        RecoverOptions
+	how      manner
+	all      []*containerRecord       // of all owners, as they were at the beginning
 	attached map[string][]wire.Fields // by container: what the helper has of it; nil if the helper could not be asked
+	lost     map[string]bool          // volumes whose records were corrupt, by key
 
 	mu     sync.Mutex
 	out    *Recovered
 	causes []Cause
-	lost   bool // a volume's record was corrupt
 }
 
 func (r *recovery) add(do func(*Recovered)) {
@@ -97,15 +89,18 @@ func (r *recovery) failed(id volumeID, err error) {
 	r.causes = append(r.causes, c)
 }
 
-// each does something to each, some at a time: drivers differ in speed, and different volumes may be worked on in parallel.
-func (r *recovery) each(list []*containerRecord, do func(*containerRecord)) {
+// each does something to each, some at a time: drivers differ in speed, and different volumes may be worked on in parallel. When ctx ends it begins no more.
+func each[T any](ctx context.Context, list []T, do func(T)) {
 	const atOnce = 8
 	var wg sync.WaitGroup
 	turn := make(chan struct{}, atOnce)
-	for _, c := range list {
+	for _, x := range list {
 		turn <- struct{}{}
+		if ctx.Err() != nil {
+			break
+		}
 		wg.Go(func() {
-			do(c)
+			do(x)
 			<-turn
 		})
 	}
@@ -115,17 +110,23 @@ func (r *recovery) each(list []*containerRecord, do func(*containerRecord)) {
 // corrupt moves records that cannot be trusted aside: the owner's containers, and any volume's, since whose it is cannot be told.
 func (r *recovery) corrupt(ctx context.Context) {
 	iso := r.iso
-	check := func(s *state.Store, mine func(string) bool, key func(string) uint64, read func(string) error) (moved bool) {
+	check := func(s *state.Store, mine func(string) bool, read func(string) error, moved func(string)) {
 		names, err := s.List()
 		if err != nil {
 			r.failed(volumeID{}, err)
 		}
 		for _, name := range names {
-			if !mine(name) || !isCode(read(name), wire.StateCorrupt) {
+			if !mine(name) {
+				continue
+			}
+			if err := read(name); !isCode(err, wire.StateCorrupt) {
+				if err != nil {
+					r.failed(volumeID{}, err)
+				}
 				continue
 			}
 			lctx, cancel := iso.lockLimit(ctx)
-			l, err := s.Lock(lctx, key(name))
+			l, err := s.Lock(lctx, state.Key(name))
 			cancel()
 			if err != nil {
 				r.failed(volumeID{}, err)
@@ -137,34 +138,49 @@ func (r *recovery) corrupt(ctx context.Context) {
 					r.failed(volumeID{}, err)
 				} else {
 					r.out.Corrupt = append(r.out.Corrupt, to)
-					moved = true
+					moved(name)
 				}
 			}
 			l.Unlock()
 		}
-		return moved
 	}
-	check(iso.containers, r.mine, func(name string) uint64 { return state.Key(name) }, func(name string) error {
+	check(iso.containers, r.mine, func(name string) error {
 		owner, id, _ := strings.Cut(name, "@")
 		_, err := iso.readContainer(reference{owner, id})
 		return err
-	})
-	r.lost = check(iso.volumes, func(string) bool { return true }, func(name string) uint64 { return state.Key(name) }, func(name string) error {
+	}, func(string) {})
+	check(iso.volumes, func(string) bool { return true }, func(name string) error {
 		_, err := iso.readVolumeNamed(name)
 		return err
-	})
+	}, func(name string) { r.lost[name] = true })
+}
+
+// read reads the containers' records.
+func (r *recovery) read(ctx context.Context) {
+	all, _, err := r.iso.allContainers(ctx)
+	if err != nil {
+		r.failed(volumeID{}, err)
+	}
+	r.all = all
 }
 
 // mine reports whether a container's record is the owner's.
 func (r *recovery) mine(name string) bool { return strings.HasPrefix(name, r.iso.owner+"@") }
 
-// ledger has the helper tidy up, and asks it what is attached, once for all containers.
+// ledger has the helper tidy up, and asks it what is attached, once for all containers: after their records were read, so that of a container whose record is
+// still the same it says the truth.
 func (r *recovery) ledger(ctx context.Context) {
-	if _, err := r.iso.ask(ctx, &wire.Request{Op: wire.OpSweep, Owner: r.iso.owner}); err != nil {
+	reply, err := r.iso.ask(ctx, &wire.Request{Op: wire.OpSweep, Owner: r.iso.owner})
+	if err != nil {
 		r.failed(volumeID{}, err)
 		return
 	}
-	reply, err := r.iso.ask(ctx, &wire.Request{Op: wire.OpQuery, Owner: r.iso.owner})
+	for _, b := range reply.Blocks {
+		if b.Get("corrupt") == "1" {
+			r.out.Corrupt = append(r.out.Corrupt, b.Get("mount"))
+		}
+	}
+	reply, err = r.iso.ask(ctx, &wire.Request{Op: wire.OpQuery, Owner: r.iso.owner})
 	if err != nil {
 		r.failed(volumeID{}, err)
 		return
@@ -176,36 +192,58 @@ func (r *recovery) ledger(ctx context.Context) {
 	}
 }
 
-// missing makes up for volumes' records that are not there any more: who uses a volume, and with which id and mountpoint, is in the containers' records too.
-func (r *recovery) missing(ctx context.Context, all []*containerRecord) {
-	if !r.lost {
+// missing makes up for volumes' records that are not there any more, of all owners: who uses a volume, and with which id and mountpoint, is in the containers'
+// records too. Of one that was just moved aside nothing else is known; else it is only missed by a container that nobody was letting it go for.
+func (r *recovery) missing(ctx context.Context) {
+	volumes, _, err := r.iso.allVolumes(ctx)
+	if err != nil {
+		r.failed(volumeID{}, err)
 		return
 	}
-	for _, c := range all {
+	there := map[volumeID]*volumeRecord{}
+	for _, v := range volumes {
+		there[v.volumeID] = v
+	}
+	for _, c := range r.all {
 		for _, e := range c.Volumes {
-			if e.ID == "" {
+			v := there[e.volumeID]
+			if e.ID == "" || v != nil && v.find(c.ref(), true) != nil || !r.lost[e.key()] && (e.Pending || c.Phase == phaseCleaning) {
 				continue
 			}
-			if err := r.iso.restore(ctx, c, e); err != nil {
+			if err := r.restore(ctx, c.ref(), e.volumeID); err != nil {
 				r.failed(e.volumeID, err)
 			}
 		}
 	}
 }
 
-// restore enters a container's reference into the record of a volume.
-func (iso *Isolator) restore(ctx context.Context, c *containerRecord, e *entry) error {
-	unlock, err := iso.lockVolume(ctx, e.volumeID)
+// restore enters a container's reference into the record of a volume, as the container's record has it now.
+func (r *recovery) restore(ctx context.Context, ref reference, id volumeID) error {
+	iso := r.iso
+	release, err := iso.lockContainers(ctx, ref)
+	if err != nil {
+		return err
+	}
+	defer release()
+	c, err := iso.readContainer(ref)
+	if err != nil || c == nil {
+		return err
+	}
+	i := slices.IndexFunc(c.Volumes, func(e *entry) bool { return e.volumeID == id && e.ID != "" })
+	if i < 0 || !r.lost[id.key()] && (c.Volumes[i].Pending || c.Phase == phaseCleaning) {
+		return nil
+	}
+	e := c.Volumes[i]
+	unlock, err := iso.lockVolume(ctx, id)
 	if err != nil {
 		return err
 	}
 	defer unlock()
-	v, err := iso.readVolume(e.volumeID)
-	if err != nil || v.find(c.ref(), true) != nil || !iso.confirmed(c.ref(), e.volumeID) {
+	v, err := iso.readVolume(id)
+	if err != nil || v.find(ref, true) != nil {
 		return err
 	}
-	i := slices.IndexFunc(v.Holds, func(h *hold) bool { return h.ID == e.ID })
-	if i < 0 {
+	if i = slices.IndexFunc(v.Holds, func(h *hold) bool { return h.ID == e.ID }); i < 0 {
 		h := &hold{ID: e.ID, Owner: c.Owner, State: mountDone, Mountpoint: e.Mountpoint, Boot: c.Boot, WasMount: e.Driver != localDriver && isMount(e.Mountpoint)}
 		if c.Phase == phaseCleaning {
 			h.State = mountAsked // it may have been let go already
@@ -213,8 +251,15 @@ func (iso *Isolator) restore(ctx context.Context, c *containerRecord, e *entry) 
 		v.Holds = append(v.Holds, h)
 		i = len(v.Holds) - 1
 	}
-	v.Holds[i].ref(c.ref())
+	v.Holds[i].ref(ref)
 	return iso.writeVolume(v)
+}
+
+// containers decides about the owner's containers, those nested deepest first.
+func (r *recovery) containers(ctx context.Context) {
+	for _, level := range generations(r.iso.owner, r.all) {
+		each(ctx, level, func(c *containerRecord) { r.container(ctx, c) })
+	}
 }
 
 // generations sorts an owner's containers: those nested deepest first.
@@ -292,7 +337,7 @@ func (r *recovery) container(ctx context.Context, seen *containerRecord) {
 func (r *recovery) clean(ctx context.Context, c *containerRecord, force, unchanged bool) {
 	cutOff := c.Phase == phasePreparing
 	_, has := r.attached[c.Container]
-	out, err := r.iso.clean(ctx, c, cleanHow{force: force, detached: r.attached != nil && !has && unchanged, manner: manner{noDrivers: r.o.NoDrivers}})
+	out, err := r.iso.clean(ctx, c, cleanHow{force: force, detached: r.attached != nil && !has && unchanged, manner: r.how})
 	r.add(func(all *Recovered) {
 		if out != nil {
 			all.Unmounted = append(all.Unmounted, out.Unmounted...)
@@ -335,7 +380,7 @@ func (r *recovery) repair(ctx context.Context, c *containerRecord) {
 			return nil
 		}
 		out := newCleaned(c.Container, true)
-		err := iso.letGoOf(ctx, c, half, cleanHow{manner: manner{noDrivers: r.o.NoDrivers}}, out)
+		err := iso.letGoOf(ctx, c, half, cleanHow{manner: r.how}, out)
 		r.add(func(all *Recovered) {
 			all.Unmounted = append(all.Unmounted, out.Unmounted...)
 			all.Pending = append(all.Pending, out.Pending...)
@@ -352,9 +397,9 @@ func (r *recovery) repair(ctx context.Context, c *containerRecord) {
 
 // strangers deals with what the helper has attached for containers without a record: the journal was lost. Those that are alive are orphans; of others the
 // helper's sweep has dropped what it had.
-func (r *recovery) strangers(ctx context.Context, all []*containerRecord) {
+func (r *recovery) strangers(ctx context.Context) {
 	for id, blocks := range r.attached {
-		if slices.ContainsFunc(all, func(c *containerRecord) bool { return c.Owner == r.iso.owner && c.Container == id }) {
+		if slices.ContainsFunc(r.all, func(c *containerRecord) bool { return c.Owner == r.iso.owner && c.Container == id }) {
 			continue
 		}
 		unlock, err := r.iso.lockContainers(ctx, reference{r.iso.owner, id})
@@ -378,19 +423,16 @@ func (r *recovery) strangers(ctx context.Context, all []*containerRecord) {
 }
 
 // volumes drops references that no container confirms, and tries again what is pending, of the owner.
-func (r *recovery) volumes(ctx context.Context, volumes []*volumeRecord) {
-	var wg sync.WaitGroup
-	turn := make(chan struct{}, 8)
-	for _, v := range volumes {
-		turn <- struct{}{}
-		wg.Go(func() {
-			defer func() { <-turn }()
-			if err := r.volume(ctx, v.volumeID); err != nil {
-				r.failed(v.volumeID, err)
-			}
-		})
+func (r *recovery) volumes(ctx context.Context) {
+	volumes, _, err := r.iso.allVolumes(ctx)
+	if err != nil {
+		r.failed(volumeID{}, err)
 	}
-	wg.Wait()
+	each(ctx, volumes, func(v *volumeRecord) {
+		if err := r.volume(ctx, v.volumeID); err != nil {
+			r.failed(v.volumeID, err)
+		}
+	})
 }
 
 func (r *recovery) volume(ctx context.Context, id volumeID) error {
@@ -412,7 +454,7 @@ func (r *recovery) volume(ctx context.Context, id volumeID) error {
 		had := len(h.Refs)
 		h.Refs = slices.DeleteFunc(h.Refs, func(ref reference) bool {
 			own := ref.Container == "" && h.State == mountAsked // its volume mount was cut off
-			return ref.Owner == iso.owner && (own || !iso.confirmed(ref, id))
+			return ref.Owner == iso.owner && (own || !iso.counts(ctx, h, ref, id))
 		})
 		switch {
 		case len(h.Refs) > 0 && len(h.Refs) == had, len(h.Refs) == 0 && h.Owner != iso.owner && had == 0:
@@ -421,7 +463,7 @@ func (r *recovery) volume(ctx context.Context, id volumeID) error {
 				return err
 			}
 		case !tried: // else it was just now, as part of its container
-			unmounted, pending, err := iso.unmount(ctx, v, h, manner{noDrivers: r.o.NoDrivers})
+			unmounted, pending, err := iso.unmount(ctx, v, h, r.how)
 			if err != nil {
 				return err
 			}

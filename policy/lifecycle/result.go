@@ -121,4 +121,4 @@ func mountsOf(entries []*entry) []Mount {
 	return list
 }
 
-func (h Holder) String() string { return strconv.Itoa(h.PID) + " " + h.Comm }
+func (h Holder) String() string { return strconv.Itoa(h.PID) + " (" + h.Comm + ")" }

@@ -205,7 +205,7 @@ func TestHeldMountKeepsTheVolumeMounted(t *testing.T) {
 		return wire.Errorf(wire.Busy, "detach", "cannot detach /a: it is in use")
 	})
 	out, err := iso.Cleanup(t.Context(), "web", CleanupOptions{})
-	want(t, err, wire.Busy, "42 nginx worker")
+	want(t, err, wire.Busy, "42 (nginx worker)")
 	if len(out.Pending) != 1 || len(out.Pending[0].Holders) != 2 || out.Pending[0].Holders[1] != (Holder{43, "sh"}) || len(out.Unmounted) != 0 {
 		t.Errorf("%+v", out)
 	}

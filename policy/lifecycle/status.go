@@ -3,7 +3,6 @@ package lifecycle
 import (
 	"cmp"
 	"context"
-	"fmt"
 	"slices"
 	"strings"
 
@@ -175,14 +174,9 @@ func (iso *Isolator) readVolumeNamed(name string) (*volumeRecord, error) {
 	if err != nil || !ok {
 		return nil, err
 	}
-	if v.key() != name {
-		return nil, wire.Errorf(wire.StateCorrupt, "state", "cannot trust the record volumes/%s: it speaks of %s", name, v.volumeID).
+	if v.key() != name || slices.Contains(v.Holds, nil) {
+		return nil, wire.Errorf(wire.StateCorrupt, "state", "cannot trust the record volumes/%s: it speaks of %s, or of nothing", name, v.volumeID).
 			WithHint("bindgate recover moves it aside")
-	}
-	for _, h := range v.Holds {
-		if h == nil {
-			return nil, wire.Errorf(wire.StateCorrupt, "state", "cannot trust the record volumes/%s: %s", name, fmt.Sprint("it holds nothing"))
-		}
 	}
 	return v, nil
 }

@@ -182,7 +182,7 @@ func (iso *Isolator) VolumeRemove(ctx context.Context, driverName, name string) 
 			return err
 		}
 		for _, h := range slices.Clone(v.Holds) {
-			if h.Refs = iso.others(h, reference{}, id); len(h.Refs) > 0 {
+			if h.Refs = iso.others(ctx, h, reference{}, id); len(h.Refs) > 0 {
 				return wire.Errorf(wire.Busy, "remove", "it is in use by %s", names(h.Refs))
 			}
 			if _, pending, err := iso.unmount(ctx, v, h, manner{}); err != nil {

@@ -317,7 +317,7 @@ func (w *world) privileged(r *wire.Request, reply *wire.Reply) error {
 			for _, m := range l.Mounts {
 				reply.Blocks = append(reply.Blocks, wire.Fields{{Key: "mount", Value: m.Path}, {Key: "owner", Value: l.Owner}, {Key: "container", Value: l.Container},
 					{Key: "alive", Value: "1"}, {Key: "bytes", Value: "4096"}, {Key: "bytes_free", Value: "1024"}, {Key: "inodes", Value: "10"},
-					{Key: "inodes_free", Value: "5"}, {Key: "holders", Value: "42 nginx worker\n43 sh"}})
+					{Key: "inodes_free", Value: "5"}, {Key: "holders", Value: "42 (nginx worker)\n43 (sh)"}})
 			}
 		}
 	}
