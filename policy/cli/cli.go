@@ -40,6 +40,8 @@ type app struct {
 	load   func() (*config.Policy, error) // policy.toml
 	seam   func(*lifecycle.Options)       // for tests
 
+	observe func(what, call string, took time.Duration, err error) // is told of the calls of drivers and the helper; nil: nobody is
+
 	owner    string
 	timeout  time.Duration
 	logLevel string
@@ -50,6 +52,7 @@ type app struct {
 type session struct {
 	*lifecycle.Isolator
 	policy *config.Policy
+	log    *slog.Logger
 }
 
 // Main runs the command as the program that it was called as, bindgate or dvdcli, and returns its exit status. args begins with that name.
@@ -179,7 +182,7 @@ as anyone else it refuses. Who may use which volume is decided by the [[rule]]s 
 	_ = root.RegisterFlagCompletionFunc("output", fixed("table", "json"))
 	_ = root.RegisterFlagCompletionFunc("log-level", fixed("debug", "info", "warn", "error"))
 	root.AddCommand(a.prepareCommand(), a.isolateCommand(), a.bindCommand(), a.attachCommand(), a.detachCommand(), a.cleanupCommand(),
-		a.recoverCommand(), a.statusCommand(), a.usageCommand(), a.volumeCommand(), a.policyCommand())
+		a.recoverCommand(), a.watchCommand(), a.statusCommand(), a.usageCommand(), a.volumeCommand(), a.policyCommand())
 	return root
 }
 
@@ -202,7 +205,8 @@ func (a *app) start(cmd *cobra.Command) (context.Context, *session, error) {
 	if err := a.become(policy); err != nil {
 		return nil, nil, err
 	}
-	o := lifecycle.Options{Policy: policy, Owner: a.owner, Logger: slog.New(slog.NewTextHandler(a.Err, &slog.HandlerOptions{Level: level}))}
+	log := slog.New(slog.NewTextHandler(a.Err, &slog.HandlerOptions{Level: level}))
+	o := lifecycle.Options{Policy: policy, Owner: a.owner, Logger: log, Observe: a.observe}
 	if a.seam != nil {
 		a.seam(&o)
 	}
@@ -216,7 +220,7 @@ func (a *app) start(cmd *cobra.Command) (context.Context, *session, error) {
 		ctx, cancel = context.WithTimeout(ctx, a.timeout)
 		context.AfterFunc(ctx, cancel)
 	}
-	return ctx, &session{iso, policy}, nil
+	return ctx, &session{iso, policy, log}, nil
 }
 
 // report writes an error to stderr and returns its exit status.

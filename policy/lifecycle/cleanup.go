@@ -20,6 +20,25 @@ type CleanupOptions struct {
 // Errors: busy for a container that is alive or has nested containers, or if something still holds a mount; pending, with the result, if a driver could not
 // unmount: the next Cleanup or Recover tries again.
 func (iso *Isolator) Cleanup(ctx context.Context, container string, o CleanupOptions) (*Cleaned, error) {
+	how := cleanHow{force: o.Force, manner: manner{forget: o.Forget}}
+	return iso.cleanup(ctx, container, how, func(c *containerRecord) (bool, error) {
+		if !o.Force && iso.alive(c.Process) {
+			return false, wire.Errorf(wire.Busy, "process", "its process %d is alive", c.Process.PID).WithHint("--force cleans it up all the same")
+		}
+		return true, nil
+	})
+}
+
+// cleanupEnded is Cleanup for a container whose process was seen to end. If the record speaks of another process by now, or of none, it was cleaned up and
+// prepared again, and is left alone.
+func (iso *Isolator) cleanupEnded(ctx context.Context, container string, p *process) (*Cleaned, error) {
+	return iso.cleanup(ctx, container, cleanHow{}, func(c *containerRecord) (bool, error) {
+		return c.Process != nil && c.Process.same(p) && !iso.alive(c.Process), nil
+	})
+}
+
+// cleanup cleans a container up if its record, under its lock, says that it may be; if not, and without a record, nothing is known of what is to be cleaned up.
+func (iso *Isolator) cleanup(ctx context.Context, container string, how cleanHow, may func(*containerRecord) (bool, error)) (*Cleaned, error) {
 	doing := "clean up container " + container
 	if err := wire.CheckID("container", container); err != nil {
 		return nil, cannot(doing, err)
@@ -29,17 +48,19 @@ func (iso *Isolator) Cleanup(ctx context.Context, container string, o CleanupOpt
 		return nil, cannot(doing, err)
 	}
 	c, err := iso.readContainer(reference{iso.owner, container})
-	switch {
-	case err != nil:
-	case c == nil:
-		unlock()
-		return newCleaned(container, false), nil
-	case !o.Force && iso.alive(c.Process):
-		err = wire.Errorf(wire.Busy, "process", "its process %d is alive", c.Process.PID).WithHint("--force cleans it up all the same")
+	if err == nil {
+		do := false
+		if c != nil {
+			do, err = may(c)
+		}
+		if !do && err == nil {
+			unlock()
+			return newCleaned(container, false), nil
+		}
 	}
 	var out *Cleaned
 	if err == nil {
-		out, err = iso.clean(ctx, c, cleanHow{force: o.Force, manner: manner{forget: o.Forget}})
+		out, err = iso.clean(ctx, c, how)
 	}
 	unlock()
 	if err == nil {

@@ -44,6 +44,9 @@ type Options struct {
 	Driver func(name string) (driver.Driver, error)                  // how drivers are found; nil: local and Docker volume plugins, as Policy says
 	BootID string                                                    // of the running kernel; "": asked from it
 	Grace  time.Duration                                             // how long a driver's answer is waited for after an interrupt; 0: 10 s
+
+	// Observe is told of each call of a driver (what is its name) or the helper (what is "") that has ended, by any goroutine; nil: nobody is.
+	Observe func(what, call string, took time.Duration, err error)
 }
 
 // An Isolator does the verbs for one owner. It may be used by several goroutines at once; several Isolators, in several processes, may share a journal.
@@ -54,6 +57,7 @@ type Isolator struct {
 	helper     func(context.Context, *wire.Request) (*wire.Reply, error)
 	boot       string
 	grace      time.Duration
+	observe    func(what, call string, took time.Duration, err error)
 	containers *state.Store
 	volumes    *state.Store
 
@@ -73,7 +77,7 @@ func Open(o Options) (*Isolator, error) {
 	if err := wire.CheckOwner(o.Owner); err != nil {
 		return nil, failure(err)
 	}
-	iso := &Isolator{policy: o.Policy, owner: o.Owner, log: o.Logger, helper: o.Helper, boot: o.BootID, grace: o.Grace,
+	iso := &Isolator{policy: o.Policy, owner: o.Owner, log: o.Logger, helper: o.Helper, boot: o.BootID, grace: o.Grace, observe: o.Observe,
 		findDriver: o.Driver, drivers: map[string]driver.Driver{}}
 	if iso.log == nil {
 		iso.log = slog.New(slog.DiscardHandler)
@@ -95,7 +99,7 @@ func Open(o Options) (*Isolator, error) {
 		iso.boot = strings.TrimSpace(string(id))
 	}
 	var err error
-	if iso.containers, err = iso.open("containers"); err == nil {
+	if iso.containers, err = iso.open(containersDir); err == nil {
 		iso.volumes, err = iso.open("volumes")
 	}
 	if err != nil {
@@ -136,10 +140,14 @@ func (iso *Isolator) driver(name string) (driver.Driver, error) {
 		return d, nil
 	}
 	d, err := iso.findDriver(name)
-	if err == nil {
-		iso.drivers[name] = d
+	if err != nil {
+		return nil, err
 	}
-	return d, err
+	if iso.observe != nil {
+		d = observed{d, name, iso.observe}
+	}
+	iso.drivers[name] = d
+	return d, nil
 }
 
 // localDriver is the name of the built-in driver.
@@ -174,6 +182,9 @@ func (iso *Isolator) ask(ctx context.Context, r *wire.Request) (*wire.Reply, err
 	iso.log.Debug("helper", "op", r.Op, "container", r.Container, "mounts", len(r.Mounts), "took", time.Since(began), "error", err)
 	if err == nil && reply != nil && reply.Err != nil {
 		err = reply.Err
+	}
+	if iso.observe != nil {
+		iso.observe("", r.Op, time.Since(began), err)
 	}
 	if err != nil {
 		return nil, err

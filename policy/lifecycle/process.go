@@ -20,28 +20,38 @@ type process struct {
 	Boot  string `json:"boot"`
 }
 
-// identify pins a living process. Errors: invalid_request for what is no process, namespace_gone for one that has ended.
+// identify says who a living process is. Errors: invalid_request for what is no process, namespace_gone for one that has ended.
 func (iso *Isolator) identify(pid int) (*process, error) {
-	fd, err := unix.PidfdOpen(pid, 0)
+	p, fd, err := iso.pin(pid)
+	if err == nil {
+		unix.Close(fd)
+	}
+	return p, err
+}
+
+// pin is identify with the process' pidfd, which is not blocking, so that the runtime's poller can wait on it.
+func (iso *Isolator) pin(pid int) (*process, int, error) {
+	fd, err := unix.PidfdOpen(pid, unix.PIDFD_NONBLOCK)
 	switch {
 	case pid <= 0 || errors.Is(err, unix.EINVAL):
-		return nil, wire.Errorf(wire.InvalidRequest, "process", "cannot use pid %d: it is not a process", pid)
+		return nil, -1, wire.Errorf(wire.InvalidRequest, "process", "cannot use pid %d: it is not a process", pid)
 	case errors.Is(err, unix.ESRCH):
-		return nil, gone(pid)
+		return nil, -1, gone(pid)
 	case err != nil:
-		return nil, wire.Errorf(wire.System, "process", "cannot open process %d: %v", pid, err)
+		return nil, -1, wire.Errorf(wire.System, "process", "cannot open process %d: %v", pid, err)
 	}
-	defer unix.Close(fd)
 	p := &process{PID: pid, Start: startTime(pid), Boot: iso.boot}
 	var st unix.Stat_t
 	if err := unix.Fstat(fd, &st); err != nil {
-		return nil, wire.Errorf(wire.System, "process", "cannot stat the pidfd of process %d: %v", pid, err)
+		unix.Close(fd)
+		return nil, -1, wire.Errorf(wire.System, "process", "cannot stat the pidfd of process %d: %v", pid, err)
 	}
 	p.Inode = st.Ino
 	if ended(fd) { // asked last: what was read before belongs to this process
-		return nil, gone(pid)
+		unix.Close(fd)
+		return nil, -1, gone(pid)
 	}
-	return p, nil
+	return p, fd, nil
 }
 
 func gone(pid int) error {

@@ -35,6 +35,7 @@ type world struct {
 	before, after func(call string) error
 	busy          map[string]bool // volumes whose driver is being called
 	overlap       []string        // calls that came while another for the same volume was under way
+	holders       string          // of every mount, as the helper says it
 }
 
 func newWorld(t *testing.T) *world {
@@ -49,7 +50,7 @@ func newWorld(t *testing.T) *world {
 }
 
 func openWorld(dir string) *world {
-	w := &world{dir: dir, policy: config.DefaultPolicy(), boot: "boot-1", busy: map[string]bool{}}
+	w := &world{dir: dir, policy: config.DefaultPolicy(), boot: "boot-1", busy: map[string]bool{}, holders: "42 (nginx worker)\n43 (sh)"}
 	w.policy.State.Dir = filepath.Join(dir, "journal")
 	w.policy.Volume.DefaultDriver = "fake"
 	w.policy.Plugins.SocketDirs, w.policy.Plugins.SpecDirs = []string{}, []string{}
@@ -317,7 +318,7 @@ func (w *world) privileged(r *wire.Request, reply *wire.Reply) error {
 			for _, m := range l.Mounts {
 				reply.Blocks = append(reply.Blocks, wire.Fields{{Key: "mount", Value: m.Path}, {Key: "owner", Value: l.Owner}, {Key: "container", Value: l.Container},
 					{Key: "alive", Value: "1"}, {Key: "bytes", Value: "4096"}, {Key: "bytes_free", Value: "1024"}, {Key: "inodes", Value: "10"},
-					{Key: "inodes_free", Value: "5"}, {Key: "holders", Value: "42 (nginx worker)\n43 (sh)"}})
+					{Key: "inodes_free", Value: "5"}, {Key: "holders", Value: w.holders}, {Key: "source", Value: m.Source}})
 			}
 		}
 	}
@@ -479,6 +480,9 @@ func newChild(t *testing.T) *child {
 	t.Cleanup(func() { cmd.Process.Kill(); in.Close(); cmd.Wait() })
 	return c
 }
+
+// String is the process as the helper speaks of one.
+func (c *child) String() string { return fmt.Sprintf("%d (cat)", c.PID) }
 
 // end ends the process without reaping it: it is a zombie when end returns.
 func (c *child) end(t *testing.T) {
