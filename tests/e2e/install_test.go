@@ -5,6 +5,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"reflect"
+	"regexp"
 	"strings"
 	"testing"
 
@@ -54,6 +55,14 @@ func TestInstall(t *testing.T) {
 			t.Errorf("the helper is %s", got["/prefix/libexec/bindgate/bindgate-helper"])
 		}
 
+		// Units name this installation.
+		for _, unit := range []string{"bindgate-helper.socket", "bindgate-helper@.service", "bindgate-recover.service", "bindgate-watch.service"} {
+			text := h.ReadFile(at + "/prefix/lib/systemd/system/" + unit)
+			if regexp.MustCompile("@[A-Z_]+@").MatchString(text) || !strings.Contains(text, at+"/") || strings.Contains(text, "/usr/local") {
+				t.Errorf("%s is not of this installation:\n%s", unit, text)
+			}
+		}
+
 		// What is shipped: no target rule, the local source only, and all that is commented out is the default.
 		data := h.ReadFile(at + "/etc/bindgate/helper.toml")
 		shipped, err := conf.ParseHelper([]byte(data))
@@ -81,7 +90,7 @@ func TestInstall(t *testing.T) {
 			t.Error("make install wrote over what was there")
 		}
 		r = makeIn(t, h, append([]string{"uninstall"}, paths...)...)
-		for path, there := range map[string]bool{"prefix/bin/bindgate": false, "prefix/libexec/bindgate": false, "prefix/bin/dvdcli": true,
+		for path, there := range map[string]bool{"prefix/bin/bindgate": false, "prefix/libexec/bindgate": false, "prefix/bin/dvdcli": true, "prefix/lib/systemd/system/bindgate-watch.service": false,
 			"etc/bindgate/helper.toml": true, "run/bindgate": false, "var/lib/bindgate": false} {
 			if _, err := os.Lstat(filepath.Join(at, path)); (err == nil) != there {
 				t.Errorf("after make uninstall: %s is there: %v, want %v", path, err == nil, there)

@@ -76,6 +76,9 @@ func (h *Host) Bundles() string    { return h.Path("bundles") }                 
 func (h *Host) Sockets() string    { return h.Path("plugins") }                                 // where plugins' sockets are looked for
 func (h *Host) Specs() string      { return h.Path("specs") }                                   // and their spec files
 
+// Unit is where a unit of systemd, which does not run here, is installed.
+func (h *Host) Unit(name string) string { return h.Path("prefix/lib/systemd/system", name) }
+
 // An Option changes the host that Run makes.
 type Option func(*request)
 

@@ -9,6 +9,7 @@ import (
 	"os/user"
 	"path/filepath"
 	"strconv"
+	"strings"
 	"sync"
 	"syscall"
 
@@ -115,7 +116,7 @@ func (h *Host) install() {
 		mode     os.FileMode
 		uid, gid int
 	}{
-		{"prefix/bin", 0o755, 0, 0}, {"prefix/libexec/bindgate", 0o755, 0, 0}, {"etc/bindgate", 0o755, 0, 0},
+		{"prefix/bin", 0o755, 0, 0}, {"prefix/libexec/bindgate", 0o755, 0, 0}, {"etc/bindgate", 0o755, 0, 0}, {"prefix/lib/systemd/system", 0o755, 0, 0},
 		{"var/lib/bindgate", 0o755, 0, 0}, {"var/lib/bindgate/journal", 0o700, PolicyUID, PolicyGID}, {"var/lib/bindgate/volumes", 0o700, 0, 0},
 		{"run/bindgate", 0o755, 0, 0}, {"run/bindgate/ledger", 0o700, 0, 0}, {"var/log/bindgate", 0o755, 0, 0},
 		{"sources", 0o700, 0, 0}, {"host", 0o755, 0, 0}, {"sandboxes", 0o755, 0, 0}, {"bundles", 0o755, 0, 0}, {"plugins", 0o755, 0, 0}, {"specs", 0o755, 0, 0},
@@ -126,6 +127,12 @@ func (h *Host) install() {
 	h.copyFile(filepath.Join(built, "bindgate"), h.Bindgate(), 0, 0, 0o755)
 	h.copyFile(filepath.Join(built, "bindgate-helper"), h.HelperPath(), 0, PolicyGID, 0o4750)
 	h.check(os.Symlink("bindgate", h.Path("prefix/bin/dvdcli")))
+	units, err := filepath.Glob(filepath.Join(checkout, "packaging/systemd/*"))
+	h.check(err)
+	names := strings.NewReplacer("@PREFIX@", h.Path("prefix"), "@RUNDIR@", h.Path("run"), "@BINDGATE_USER@", PolicyUser, "@BINDGATE_GROUP@", PolicyUser)
+	for _, u := range units {
+		h.WriteFile(h.Unit(filepath.Base(u)), names.Replace(h.ReadFile(u)), 0o644)
+	}
 	h.HelperTOML(DefaultHelperTOML)
 	h.PolicyTOML(DefaultPolicyTOML)
 }
