@@ -193,7 +193,7 @@ func onHost(p wire.Path, roots []string, what, key string) int {
 	root := beneath(p, roots, what, key)
 	top, _, err := conf.OpenTrusted(root.String(), unix.O_PATH|unix.O_DIRECTORY)
 	namespace.Pass(err)
-	return namespace.Must(privops.Open(top, p.Components[len(root.Components):], 0))(wire.TargetForbidden, "target", "cannot use the %s %s", what, p)
+	return namespace.Must(privops.Open(top, p.Components[len(root.Components):], 0, false))(wire.TargetForbidden, "target", "cannot use the %s %s", what, p)
 }
 
 // beneath finds the allowed root above a path.

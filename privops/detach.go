@@ -57,7 +57,7 @@ func (r *Recorded) Detach(h *namespace.Host, lazy bool, keep int) {
 	}
 	namespace.Check(err, wire.Busy, "detach", "cannot find the mount at %s", r.Target)
 	for id := uint64(0); id != r.ID; {
-		fd, err := openPoint(m.Point)
+		fd, err := openPoint(m.Point, true)
 		r.busy(err != nil, "the container covered or moved it (it was at %s): %v", m.Point, err)
 		id, _, err = namespace.MountOf(fd)
 		r.busy(err != nil || id != r.ID && !(lazy && liesOn(id, r.ID)), "the container mounted something over it (at %s)", m.Point)
@@ -72,7 +72,7 @@ func (r *Recorded) Detach(h *namespace.Host, lazy bool, keep int) {
 func (r *Recorded) unmake(point string, keep int) {
 	for _, prefix := range [][]string{nil, r.Prefix} {
 		full := absolute(slices.Concat(prefix, r.Names)).String()
-		root, err := openPoint(absolute(prefix).String())
+		root, err := openPoint(absolute(prefix).String(), false)
 		if err == nil && RootID(root) == r.Root && (point == "" || point == full) {
 			AsRoot(r.UID, r.GID, func() { RemoveMade(root, r.Names, r.Made, keep, r.Base) })
 		}
@@ -87,14 +87,14 @@ func RootID(fd int) string {
 	return fmt.Sprintf("%d:%d:%v", st.Dev, st.Ino, err)
 }
 
-// openPoint opens an absolute path in the namespace that the calling thread has entered.
-func openPoint(point string) (int, error) {
+// openPoint opens an absolute path in the namespace that the calling thread has entered; fuse as for Open.
+func openPoint(point string, fuse bool) (int, error) {
 	root, err := unix.Open("/", unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
 	if err != nil || point == "" {
 		return -1, unix.ENOENT
 	}
 	defer unix.Close(root)
-	return Open(root, strings.FieldsFunc(point, func(r rune) bool { return r == '/' }), 0)
+	return Open(root, strings.FieldsFunc(point, func(r rune) bool { return r == '/' }), 0, fuse)
 }
 
 // liesOn reports whether the mount id was mounted on the mount base, directly or not: then it goes along with base anyway.
@@ -120,7 +120,7 @@ func unmount(h *namespace.Host, fd int) error {
 // Statfs returns the size of a mount's filesystem. The calling thread is left in the namespace.
 func Statfs(ns namespace.NS, m namespace.Mount) (fs unix.Statfs_t, err error) {
 	ns.Enter()
-	fd, err := openPoint(m.Point)
+	fd, err := openPoint(m.Point, false)
 	defer unix.Close(fd)
 	id, _, e := namespace.MountOf(fd)
 	if cmp.Or(err, e) != nil || id != m.ID {

@@ -35,13 +35,13 @@ type Place struct {
 const down = unix.RESOLVE_BENEATH | unix.RESOLVE_NO_SYMLINKS | unix.RESOLVE_NO_MAGICLINKS
 
 // Open opens names beneath the directory dir, as a handle only. It goes name by name, follows no link, and asks each mount that it comes to for its type before it looks anything up in it: a FUSE server is
-// never asked, since it could hang whoever does (EREMOTE, T45). ns is the id of the mount namespace that all of it is in; 0 is the calling thread's.
-func Open(dir int, names []string, ns uint64) (int, error) {
+// never asked, since it could hang whoever does (EREMOTE, T45); with fuse, what is opened may be the root of its mount. ns is the id of the mount namespace that all of it is in; 0 is the calling thread's.
+func Open(dir int, names []string, ns uint64, fuse bool) (int, error) {
 	fd, err := unix.Openat(dir, ".", unix.O_PATH|unix.O_CLOEXEC, 0)
 	for i := 0; err == nil; i++ {
 		id, _, e := namespace.MountOf(fd)
 		on, e2 := namespace.StatMount(id, ns)
-		if err = cmp.Or(e, e2); err == nil && isFUSE(on.Type) {
+		if err = cmp.Or(e, e2); err == nil && isFUSE(on.Type) && !(fuse && i == len(names)) {
 			err = unix.EREMOTE
 		}
 		next := -1
@@ -67,7 +67,7 @@ func NewPlace(t *namespace.Target, rules *Rules, rootfs wire.Path, host int) *Pl
 		namespace.DieIf(cond, wire.Errorf(wire.TargetForbidden, "target", "cannot use the rootfs %s: %s", rootfs, why).WithHint("a rootfs is named only between the runtime's mounts and the pivot (createRuntime)"))
 	}
 	refuse(!t.SharesHostRoot, "the process has a root of its own already")
-	fd, err := Open(t.Root, rootfs.Components, t.NS.ID)
+	fd, err := Open(t.Root, rootfs.Components, t.NS.ID, false)
 	id, stx, e1 := namespace.MountOf(fd)
 	m, e2 := namespace.StatMount(id, t.NS.ID)
 	parent, e3 := namespace.StatMount(m.Parent, t.NS.ID)
@@ -83,7 +83,7 @@ func NewPlace(t *namespace.Target, rules *Rules, rootfs wire.Path, host int) *Pl
 
 // UseSandbox names the sandbox directory: host is a descriptor of it on the host; the container must have that same directory at path. Dies of target_missing, target_forbidden.
 func (p *Place) UseSandbox(host int, path wire.Path) {
-	fd, err := Open(p.root, path.Components, p.target.NS.ID)
+	fd, err := Open(p.root, path.Components, p.target.NS.ID, false)
 	namespace.DieIf(err != nil, wire.Errorf(wire.TargetMissing, "target", "cannot find the sandbox directory %s in the container: %v", path, err).WithHint("mount it there before, or name the place with --sandbox-directory"))
 	namespace.DieIf(!sameFile(fd, host), wire.Errorf(wire.TargetForbidden, "target", "cannot use %s in the container as its sandbox: it is not the directory that was named", path))
 	p.sandMount, _, err = namespace.MountOf(fd)
@@ -295,7 +295,7 @@ func (m *Mountpoint) Check() {
 		return
 	}
 	AsRoot(m.place.target.UID, m.place.target.GID, func() {
-		fd, err := Open(m.place.root, m.names, m.place.target.NS.ID)
+		fd, err := Open(m.place.root, m.names, m.place.target.NS.ID, false)
 		a, _, e1 := namespace.MountOf(fd)
 		b, stx, e2 := namespace.MountOf(m.fd)
 		namespace.DieIf(cmp.Or(err, e1, e2) != nil || a != b || !sameFile(fd, m.fd), wire.Errorf(wire.TargetForbidden, "attach", "cannot attach at %s: the container changed the path meanwhile", m.Path()))
@@ -312,7 +312,7 @@ func (m *Mountpoint) Unmake() {
 // RemoveMade removes the last n of names beneath the directory root, but for the first keep of these, if they are empty, the deepest first, until one is not. They must lie in the very directory base and
 // on its mount: what covers them now is not ours. No link is followed.
 func RemoveMade(root int, names []string, n, keep int, base string) {
-	top, err := Open(root, names[:len(names)-n], 0)
+	top, err := Open(root, names[:len(names)-n], 0, false)
 	if err == nil && RootID(top) != base {
 		err = unix.ESTALE
 	}
