@@ -16,11 +16,13 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// programs are what build can build: their packages.
-var programs = map[string]string{
-	"bindgate":        "./cmd/bindgate",
-	"bindgate-helper": "./helper",
-	"testplugin":      "./tests/plugins/testplugin",
+// programs are what build can build: their packages, and the folder of the module that names them. The last two are plugins that others wrote.
+var programs = map[string]struct{ module, pkg string }{
+	"bindgate":        {".", "./cmd/bindgate"},
+	"bindgate-helper": {".", "./helper"},
+	"testplugin":      {".", "./tests/plugins/testplugin"},
+	"testvol":         {"tests/peers/podman", "github.com/containers/podman/v4/test/testvol"},
+	"rclone":          {"tests/peers/rclone", "."},
 }
 
 // Checkout returns the root of the source tree that the test runs in.
@@ -86,8 +88,8 @@ func build(names ...string) (string, error) {
 		if built[name] {
 			continue
 		}
-		cmd := exec.Command("go", "build", "-trimpath", "-buildvcs=false", "-ldflags", flags, "-o", filepath.Join(dir, name), programs[name])
-		cmd.Dir = checkout
+		cmd := exec.Command("go", "build", "-trimpath", "-buildvcs=false", "-ldflags", flags, "-o", filepath.Join(dir, name), programs[name].pkg)
+		cmd.Dir = filepath.Join(checkout, programs[name].module)
 		cmd.Env = append(os.Environ(), "CGO_ENABLED=0", "GOFLAGS=", "TMPDIR=/tmp")
 		if int(owner.Uid) != os.Getuid() {
 			home := "/nonexistent"
@@ -103,6 +105,14 @@ func build(names ...string) (string, error) {
 		built[name] = true
 	}
 	return dir, nil
+}
+
+// Program builds one of programs and returns its path.
+func (h *Host) Program(name string) string {
+	h.t.Helper()
+	dir, err := build(name)
+	h.check(err)
+	return filepath.Join(dir, name)
 }
 
 // install makes the tree of DESIGN section 10 as make install does (a test compares the two), and the configuration that a test starts from.

@@ -41,9 +41,7 @@ func (h *Host) Plugin(name string, args ...string) *Plugin {
 func (p *Plugin) Start() {
 	h := p.h
 	h.t.Helper()
-	dir, err := build("testplugin")
-	h.check(err)
-	p.cmd = exec.Command(filepath.Join(dir, "testplugin"), append([]string{"-socket", p.Socket, "-root", p.Root, "-log", p.log()}, p.args...)...)
+	p.cmd = exec.Command(h.Program("testplugin"), append([]string{"-socket", p.Socket, "-root", p.Root, "-log", p.log()}, p.args...)...)
 	p.cmd.Stderr = os.Stderr
 	p.once = new(sync.Once)
 	out, err := p.cmd.StdoutPipe()
