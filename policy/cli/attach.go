@@ -18,6 +18,7 @@ the detach of its last volume drops.
   bindgate attach --container web-1 --pid 4711 --mount driver=rexray,name=db,target=/db,readonly`,
 		Args: cobra.MaximumNArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
+			a.reads = args
 			ctx, s, err := a.start(cmd)
 			if err != nil {
 				return err

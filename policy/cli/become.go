@@ -6,7 +6,6 @@ import (
 	"os/user"
 	"slices"
 	"strconv"
-	"strings"
 	"syscall"
 
 	"golang.org/x/sys/unix"
@@ -18,7 +17,7 @@ import (
 // become makes this process the policy user, if root started it, for good: group, groups, then uid, in every thread, real, effective and saved; and then looks
 // whether it is so. The policy user goes on as he is. Anyone else is refused.
 //
-// The capabilities go with the uid. The bounding set stays, since the setuid helper takes its capabilities from it.
+// Capabilities go with the uid, or else by themselves.
 func become(p *config.Policy) error {
 	uid, gid, err := lookup(p.User)
 	if err != nil {
@@ -26,7 +25,7 @@ func become(p *config.Policy) error {
 	}
 	switch r, e := os.Getuid(), os.Geteuid(); {
 	case r == uid && e == uid:
-		return nil
+		return dropCapabilities()
 	case r != 0 || e != 0:
 		return wire.Errorf(wire.Denied, "user", "cannot run as uid %d: bindgate runs as the policy user %s, or as root, which becomes %s first", r, p.User, p.User).
 			WithHint("sudo -u %s bindgate ...", p.User)
@@ -54,7 +53,10 @@ func become(p *config.Policy) error {
 			return wire.Errorf(wire.System, "user", "cannot become the policy user %s: cannot set the %s: %v", p.User, step.what, err)
 		}
 	}
-	return verify(p.User, uid, gid, groups)
+	if err := verify(p.User, uid, gid, groups); err != nil {
+		return err
+	}
+	return dropCapabilities()
 }
 
 // verify reads back who we are: a set*id that reports success and did nothing must not go unnoticed (T36).
@@ -81,17 +83,6 @@ func verify(name string, uid, gid int, groups []int) error {
 	}
 	if err := syscall.Setuid(0); err == nil || !errors.Is(err, unix.EPERM) {
 		return fail("root can be had back")
-	}
-	status, err := os.ReadFile("/proc/self/status")
-	if err != nil {
-		return fail(err.Error())
-	}
-	for line := range strings.Lines(string(status)) {
-		for _, set := range []string{"CapPrm:", "CapEff:", "CapAmb:"} {
-			if v, ok := strings.CutPrefix(line, set); ok && strings.Trim(v, "0 \t\n") != "" {
-				return fail("capabilities are left (" + strings.TrimSpace(line) + ")")
-			}
-		}
 	}
 	return nil
 }

@@ -19,6 +19,9 @@ const becomeEnv = "CLI_BECOME"
 
 // A process that became somebody else cannot go back to being the test, so a process of its own does it.
 func TestMain(m *testing.M) {
+	if dir := os.Getenv(confineEnv); dir != "" {
+		confinedMain(dir)
+	}
 	name := os.Getenv(becomeEnv)
 	if name == "" {
 		os.Exit(m.Run())

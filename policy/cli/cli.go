@@ -37,6 +37,7 @@ type app struct {
 	Streams
 	name   string                         // by which it was called
 	become func(*config.Policy) error     // give up root, or refuse
+	reads  []string                       // files that it reads after that, by their paths
 	load   func() (*config.Policy, error) // policy.toml
 	seam   func(*lifecycle.Options)       // for tests
 
@@ -186,7 +187,8 @@ as anyone else it refuses. Who may use which volume is decided by the [[rule]]s 
 	return root
 }
 
-// start gives up root and opens the journal. Every command that reads a job, a record or a driver's answer calls it first.
+// start gives up root and whatever else it can, and opens the journal. Every command that reads a job, a record or a driver's answer calls it first; what it
+// is to read from a file by then is in a.reads.
 func (a *app) start(cmd *cobra.Command) (context.Context, *session, error) {
 	if a.output != "" && a.output != "table" && a.output != "json" {
 		return nil, nil, usageError("cannot write %q: -o is table or json", a.output)
@@ -203,6 +205,9 @@ func (a *app) start(cmd *cobra.Command) (context.Context, *session, error) {
 		return nil, nil, err
 	}
 	if err := a.become(policy); err != nil {
+		return nil, nil, err
+	}
+	if err := confine(policy, a.reads); err != nil {
 		return nil, nil, err
 	}
 	log := slog.New(slog.NewTextHandler(a.Err, &slog.HandlerOptions{Level: level}))

@@ -36,6 +36,7 @@ Without --container only rules for any container match.
   bindgate policy check --container web-1 -v data:/data`,
 		Args: cobra.MaximumNArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
+			a.reads = args
 			_, s, err := a.start(cmd)
 			if err != nil {
 				return err

@@ -34,6 +34,7 @@ With --mounts-by agent the output has "mounts": what the agent has to mount itse
   bindgate prepare --container web-1 --format mesos < containerinfo.json`,
 		Args: cobra.MaximumNArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
+			a.reads = args
 			ctx, s, err := a.start(cmd)
 			if err != nil {
 				return err

@@ -27,6 +27,7 @@ hanging on a dead plugin.`,
   bindgate recover --known-file /var/lib/agent/containers --no-drivers`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
+			a.reads = []string{file}
 			ctx, s, err := a.start(cmd)
 			if err != nil {
 				return err

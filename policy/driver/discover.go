@@ -60,6 +60,7 @@ type Location struct {
 	File        string        // the socket or spec that says so; "" for Options.Address
 	Err         *wire.Error   // why it cannot be asked: driver_unavailable, config (a bad spec or address) or invalid_request (a bad name)
 	Unreachable []*wire.Error // places that may hold it and may not be looked at
+	Reads       []string      // the files that were read to know that: a spec, and for TLS those that it names
 
 	network, dial, host string
 	tls                 *tls.Config
@@ -196,6 +197,7 @@ func (l *Location) look(file string) fs.FileInfo {
 
 // read takes the address from the .spec or .json file.
 func (l *Location) read(ext string) {
+	l.Reads = []string{l.File}
 	f, err := os.OpenFile(l.File, os.O_RDONLY|unix.O_NONBLOCK, 0)
 	if err != nil {
 		l.Err = noAccess(l.task(), l.File, "r", err)
@@ -285,6 +287,7 @@ func (l *Location) secure(s spec) {
 		l.tls = &tls.Config{ServerName: host, MinVersion: tls.VersionTLS12}
 	}
 	l.tls.InsecureSkipVerify = c.InsecureSkipVerify
+	l.Reads = append(l.Reads, c.CAFile, c.CertFile, c.KeyFile)
 	if c.CAFile != "" {
 		pem, err := os.ReadFile(c.CAFile)
 		if err != nil {
