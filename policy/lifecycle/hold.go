@@ -87,10 +87,10 @@ func (iso *Isolator) revive(ctx context.Context, drv driver.Driver, v *volumeRec
 		h.State, h.Since, h.Error, h.Unsure = mountDone, time.Time{}, "", false
 		return h, nil
 	case len(h.Refs) > 0: // of containers whose prepare was cut off
-		h.ID, h.State, h.Unsure, h.Mountpoint, h.WasMount = newID(), mountAsked, false, "", false
+		h.ID, h.State, h.Unsure, h.Mountpoint, h.WasMount, h.Doubt = newID(), mountAsked, false, "", false, false
 		return h, nil
 	}
-	v.drop(h)
+	v.settle(h)
 	return nil, nil
 }
 
@@ -155,7 +155,8 @@ func (iso *Isolator) mount(ctx context.Context, drv driver.Driver, v *volumeReco
 	case untouched(err) || refused(err):
 		v.drop(h)
 	case isCode(err, wire.Timeout):
-		h.State, h.Unsure, h.Since, h.Error = mountPending, true, time.Now().UTC(), err.Error()
+		now := time.Now().UTC()
+		h.State, h.Unsure, h.Since, h.Error, h.Late = mountPending, true, now, err.Error(), now.Add(iso.policy.For(v.Driver).Unmount)
 	default:
 		if still, uerr := iso.letGo(undo, drv, v.volumeID, h, h.State == mountDone); still || uerr != nil {
 			h.State, h.Since, h.Error = mountPending, time.Now().UTC(), fmt.Sprint(uerr)
@@ -362,6 +363,9 @@ func (iso *Isolator) unmount(ctx context.Context, v *volumeRecord, h *hold, how 
 		p := &Pending{Driver: v.Driver, Name: v.Name, Since: h.Since, Error: h.Error, Holders: append([]Holder{}, holders...)}
 		return false, p, iso.writeVolume(v)
 	}
+	if h.Doubt && slices.ContainsFunc(v.Holds, func(o *hold) bool { return !o.Doubt }) { // one that counts nothing would take the volume from them
+		return false, nil, nil
+	}
 	sure := h.State == mountDone || h.State == mountPending && !h.Unsure // else a crash or a deadline came between question and answer
 	h.State, h.Unsure = mountPending, !sure
 	if how.noDrivers {
@@ -389,16 +393,18 @@ func (iso *Isolator) unmount(ctx context.Context, v *volumeRecord, h *hold, how 
 		}
 		return waits(err, iso.volumeHolders(ctx, h.Mountpoint)...)
 	}
-	v.drop(h)
-	return true, nil, iso.writeVolume(v)
+	v.settle(h)
+	return !h.Doubt, nil, iso.writeVolume(v)
 }
 
 // letGo asks the driver once to unmount. (false, nil): it is not mounted. (true, err): it still is, since the driver refused. (false, err): nobody knows.
 //
 // A driver that answers with an error is believed that it failed, unless there was nothing to do: the mountpoint was a mount and is none now; or it is none and
-// the driver says so, as one does that was restarted and has forgotten; or it is not sure that it was mounted, and the driver has no mount for it to show.
+// the driver says so, as one does that was restarted and has forgotten; or it is not sure that it was mounted, and the driver has no mount for it to show. The
+// last two are in doubt, as h.Doubt says, while a Mount that was given up may still be carried out.
 func (iso *Isolator) letGo(ctx context.Context, drv driver.Driver, v volumeID, h *hold, sure bool) (still bool, err error) {
 	t := iso.policy.For(v.Driver)
+	h.Doubt = false
 	_, err = within(ctx, t.Unmount, "unmount", "unmount volume "+v.String(), func(ctx context.Context) (struct{}, error) {
 		return struct{}{}, drv.Unmount(ctx, v.Name, h.ID)
 	})
@@ -408,6 +414,7 @@ func (iso *Isolator) letGo(ctx context.Context, drv driver.Driver, v volumeID, h
 	case !isCode(err, wire.DriverError):
 		return false, err
 	case iso.lost(h), notMounted.MatchString(err.Error()) && !isMount(h.Mountpoint):
+		h.Doubt = !sure && time.Now().Before(h.Late)
 		return false, nil
 	case sure:
 		return true, err
@@ -418,6 +425,7 @@ func (iso *Isolator) letGo(ctx context.Context, drv driver.Driver, v volumeID, h
 	if perr == nil && where != "" && isMount(where) {
 		return true, err
 	}
+	h.Doubt = time.Now().Before(h.Late)
 	return false, nil
 }
 

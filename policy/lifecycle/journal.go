@@ -146,6 +146,8 @@ type hold struct {
 	Error      string      `json:"error,omitempty"`  // of the last one
 	Unsure     bool        `json:"unsure,omitempty"` // whether it is mounted, because a call was given up
 	Own        bool        `json:"own,omitempty"`    // for one container alone
+	Late       time.Time   `json:"late,omitzero"`    // until when a Mount that was given up may be carried out
+	Doubt      bool        `json:"doubt,omitempty"`  // before that, the driver said that it is not mounted
 }
 
 // volumeRecord is a volume's record.
@@ -162,7 +164,7 @@ func (v *volumeRecord) find(ref reference, perContainer bool) *hold {
 		}
 	}
 	for _, h := range v.Holds {
-		if !h.Own && !perContainer {
+		if !h.Own && !perContainer && !h.Doubt {
 			return h
 		}
 	}
@@ -171,6 +173,16 @@ func (v *volumeRecord) find(ref reference, perContainer bool) *hold {
 
 func (v *volumeRecord) drop(h *hold) {
 	v.Holds = slices.DeleteFunc(v.Holds, func(x *hold) bool { return x == h })
+}
+
+// settle drops a hold that was let go, unless in doubt: then the driver is asked again when nobody else has the volume.
+func (v *volumeRecord) settle(h *hold) {
+	if !h.Doubt {
+		v.drop(h)
+		return
+	}
+	h.State, h.Unsure, h.Refs, h.Since = mountPending, true, nil, time.Now().UTC()
+	h.Error = "the driver says that it is not mounted, and may carry out a call to mount it that it did not answer; it is asked again until " + h.Late.Format(time.RFC3339)
 }
 
 func (v *volumeRecord) inUse() []reference {

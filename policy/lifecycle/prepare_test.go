@@ -512,6 +512,85 @@ func TestMountThatCompletesLaterIsUnmountedByRecover(t *testing.T) {
 	w.empty(t)
 }
 
+// A driver that says "not mounted" while it is still at a mount that was given up is asked again, as long as the mount may come; but not while somebody else
+// has the volume, which one that counts nothing would take from him.
+func TestMountThatCompletesAfterTheDriverDeniedItIsUnmounted(t *testing.T) {
+	give := func(t *testing.T) (w *world, id string, mount func()) {
+		w = newWorld(t)
+		w.create(t, "a")
+		w.policy.Drivers["fake"] = config.Driver{Timeouts: config.Timeouts{Mount: 50 * time.Millisecond, Unmount: time.Hour}}
+		first, err := w.isolator("")
+		if err != nil {
+			t.Fatal(err)
+		}
+		begun, release := w.hang("mount fake/a")
+		want(t, second(first.Prepare(t.Context(), request(t, "web", "a:/a"))), wire.Timeout)
+		first.Close() // the process ends
+		<-begun
+		id = strings.Fields(w.calls("mount fake/a")[0])[2]
+		out := ok[*Recovered](t)(w.open(t, "").Recover(t.Context(), RecoverOptions{}))
+		equal(t, "unmounted", out.Unmounted, []VolumeRef{})
+		w.mu.Lock()
+		w.overlap = nil // that is what it is about
+		w.mu.Unlock()
+		return w, id, func() {
+			done := make(chan struct{})
+			w.mu.Lock()
+			w.after = func(call string) error { close(done); return nil }
+			w.mu.Unlock()
+			release()
+			<-done
+			w.off()
+		}
+	}
+	t.Run("by recover", func(t *testing.T) {
+		w, _, mount := give(t)
+		if s := ok[*Status](t)(w.open(t, "").Status(t.Context(), StatusQuery{})); len(s.Volumes) != 1 || s.Volumes[0].Pending == nil {
+			t.Errorf("status: %+v", s)
+		}
+		mount()
+		out := ok[*Recovered](t)(w.open(t, "").Recover(t.Context(), RecoverOptions{}))
+		equal(t, "unmounted", out.Unmounted, []VolumeRef{{"fake", "a"}})
+		w.empty(t)
+	})
+	t.Run("when nobody else has the volume", func(t *testing.T) {
+		w, id, mount := give(t)
+		mount()
+		iso := w.open(t, "")
+		ok[*Prepared](t)(iso.Prepare(t.Context(), request(t, "next", "a:/a")))
+		if calls := w.calls("mount fake/a"); len(calls) != 2 || strings.Contains(calls[1], id) {
+			t.Errorf("another Mount has an id of its own: %v", calls)
+		}
+		asked := len(w.calls("unmount fake/a " + id))
+		ok[*Recovered](t)(iso.Recover(t.Context(), RecoverOptions{}))
+		if n := len(w.calls("unmount fake/a " + id)); n != asked || len(w.mounted(t)) != 2 {
+			t.Errorf("asked %d times, then %d: %v", asked, n, w.mounted(t))
+		}
+		ok[*Cleaned](t)(iso.Cleanup(t.Context(), "next", CleanupOptions{}))
+		ok[*Recovered](t)(iso.Recover(t.Context(), RecoverOptions{}))
+		w.empty(t)
+	})
+	t.Run("no longer than it may come", func(t *testing.T) {
+		w, _, mount := give(t)
+		iso := w.open(t, "")
+		v, err := iso.readVolume(volumeID{"fake", "a"})
+		if err != nil || len(v.Holds) != 1 || !v.Holds[0].Doubt || time.Until(v.Holds[0].Late) > time.Hour {
+			t.Fatalf("%+v, %v", v, err)
+		}
+		v.Holds[0].Late = time.Now()
+		if err := iso.writeVolume(v); err != nil {
+			t.Fatal(err)
+		}
+		out := ok[*Recovered](t)(iso.Recover(t.Context(), RecoverOptions{}))
+		equal(t, "unmounted", out.Unmounted, []VolumeRef{{"fake", "a"}})
+		w.mu.Lock()
+		w.overlap = nil
+		w.mu.Unlock()
+		w.empty(t)
+		mount()
+	})
+}
+
 func TestDeadlinesNameTheirStage(t *testing.T) {
 	for stage, prefix := range map[string]string{"get": "get", "create": "create"} {
 		w := newWorld(t)
