@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"unicode"
 
 	"github.com/spf13/cobra"
 	"golang.org/x/sys/unix"
@@ -71,6 +72,7 @@ func (s *shell) helper(_ context.Context, r *wire.Request) (*wire.Reply, error) 
 // memory is a volume driver.
 type memory struct {
 	volumes map[string]map[string]string
+	status  map[string]any
 	fail    error
 }
 
@@ -83,7 +85,7 @@ func (m *memory) Get(_ context.Context, name string) (driver.Volume, error) {
 	if !ok {
 		return driver.Volume{}, wire.Errorf(wire.VolumeNotFound, "get", "cannot look up volume %q: there is none", name)
 	}
-	return driver.Volume{Name: name, Mountpoint: "/vol/" + name, Options: opts}, nil
+	return driver.Volume{Name: name, Mountpoint: "/vol/" + name, Options: opts, Status: m.status}, nil
 }
 func (m *memory) List(context.Context) ([]driver.Volume, error) {
 	var list []driver.Volume
@@ -404,5 +406,67 @@ func TestErrorOfAnyKindHasACode(t *testing.T) {
 	}
 	if e := new(app).asError(fmt.Errorf("wrapped: %w", wire.Errorf(wire.Busy, "s", "cannot"))); e.Code != wire.Busy {
 		t.Errorf("%+v", e)
+	}
+}
+
+// What a job, a driver or a container chose never reaches a terminal as more than printable characters of its line, in a table, a document, an error or a
+// warning; and a document says exactly what it was.
+func TestNothingSpeaksToTheTerminal(t *testing.T) {
+	const evil = "a\x1b]0;owned\x07\x1b[2J\r\nbindgate: \u009b31m\u202egpj\x7f\U000e0041\xff"
+	for _, output := range []string{"table", "json"} {
+		s := newShell(t)
+		s.policy.Drivers = map[string]config.Driver{"fake": {Options: map[string]string{"option " + evil: evil}}}
+		s.driver.status = map[string]any{"key " + evil: evil, "nested": map[string]any{evil: []any{evil}}}
+		seen := 0
+		try := func(args ...string) {
+			t.Helper()
+			r := s.run(append(args, "-o", output)...)
+			for stream, text := range map[string]string{"stdout": r.out, "stderr": r.err} {
+				for _, c := range text {
+					if !unicode.IsPrint(c) && c != '\n' {
+						t.Errorf("%v: %s has %q: %q", args, stream, c, text)
+						break
+					}
+				}
+				if strings.Contains(text, "\nbindgate: ") {
+					t.Errorf("%v: %s has a forged line: %q", args, stream, text)
+				}
+				seen += strings.Count(text, "owned")
+				if output != "json" || text == "" {
+					continue
+				}
+				var doc any
+				if err := json.Unmarshal([]byte(text), &doc); err != nil {
+					t.Errorf("%v: %s: %v in %q", args, stream, err, text)
+				}
+			}
+		}
+		try("volume", "create", "--driver", "fake", "--opt", "k="+evil, "v")
+		try("volume", "inspect", "--driver", "fake", "v")
+		try("volume", "ls", "--driver", "fake")
+		s.driver.volumes[evil] = nil
+		try("volume", "ls", "--driver", "fake")
+		try("volume", "ls", "--driver", "fake", "--quiet")
+		delete(s.driver.volumes, evil)
+		for _, args := range [][]string{{"-v", evil + ":/v"}, {"-v", "v:/" + evil}, {"--driver", evil, "-v", "v:/v"}, {"--format", evil, "-"}, {"--label", evil, "-v", "v:/v"},
+			{"--label", "k=" + evil, "--driver", "fake", "-v", "v:/v"}, {evil}, {"--" + evil}, {"--parent", evil, "-"}, {"--rootfs", evil, "-"}} {
+			s.stdin = `[{"` + strings.ToValidUTF8(evil, "") + `":1}]`
+			try(append([]string{"prepare", "--container", "c"}, args...)...)
+		}
+		try("prepare", "--container", evil, "-")
+		try("status")
+		try("status", "--volume", "fake/"+evil)
+		try("detach", "--container", "c", "--path", evil)
+		try("policy", "check", "-v", "secret:/\u202e")
+		try(evil)
+		s.driver.fail = wire.Errorf(wire.DriverError, "unmount", "cannot unmount: %s", evil)
+		try("cleanup", "--container", "c")
+		try("recover")
+		try("volume", "rm", "--driver", "fake", "v")
+		s.driver.fail = nil
+		try("recover")
+		if seen < 15 {
+			t.Errorf("%s: the text was in %d places only", output, seen)
+		}
 	}
 }

@@ -1,12 +1,14 @@
 package cli
 
 import (
+	"bytes"
 	"encoding/json"
 	"fmt"
 	"io"
 	"os"
 	"strings"
 	"unicode"
+	"unicode/utf16"
 
 	"github.com/jedib0t/go-pretty/v6/table"
 	"github.com/jedib0t/go-pretty/v6/text"
@@ -27,10 +29,26 @@ func (a *app) emit(result any, warnings []string, show func(*tables)) error {
 	return nil
 }
 
+// writeJSON writes a document of one line in which every character that is not printable is escaped: JSON lets C1 control characters and the like be, which a
+// terminal obeys, and a person reads JSON on one, too (T30).
 func writeJSON(w io.Writer, v any) error {
-	e := json.NewEncoder(w)
+	var doc, out bytes.Buffer
+	e := json.NewEncoder(&doc)
 	e.SetEscapeHTML(false)
-	return written(e.Encode(v))
+	if err := e.Encode(v); err != nil {
+		return written(err)
+	}
+	for _, r := range doc.String() {
+		if unicode.IsPrint(r) || r == '\n' {
+			out.WriteRune(r)
+			continue
+		}
+		for _, unit := range utf16.Encode([]rune{r}) {
+			fmt.Fprintf(&out, `\u%04x`, unit)
+		}
+	}
+	_, err := out.WriteTo(w)
+	return written(err)
 }
 
 // written is the error for output that could not be written.
