@@ -84,7 +84,7 @@ func showPending(t *tables, pending []lifecycle.Pending) {
 			}
 			holders += h.String()
 		}
-		rows = append(rows, []any{p.Driver, p.Name, p.Since.Local().Format("2006-01-02 15:04:05"), p.Error, holders})
+		rows = append(rows, []any{p.Driver, p.Name, age(p.Since), p.Error, holders})
 	}
-	t.table("Pending", "", []any{"driver", "volume", "since", "why", "held by"}, rows)
+	t.table("Pending", "", []any{"driver", "volume", "for", "why", "held by"}, rows)
 }

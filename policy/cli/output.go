@@ -6,9 +6,12 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"slices"
 	"strings"
+	"time"
 	"unicode"
 	"unicode/utf16"
+	"unicode/utf8"
 
 	"github.com/jedib0t/go-pretty/v6/table"
 	"github.com/jedib0t/go-pretty/v6/text"
@@ -22,7 +25,7 @@ func (a *app) emit(result any, warnings []string, show func(*tables)) error {
 	if a.output == "json" || a.output == "" && !isTerminal(a.Out) {
 		return writeJSON(a.Out, result)
 	}
-	show(&tables{w: a.Out, terminal: isTerminal(a.Out)})
+	show(newTables(a.Out))
 	for _, w := range warnings {
 		fmt.Fprintf(a.Err, "warning: %s\n", oneLine(w))
 	}
@@ -61,12 +64,32 @@ func written(err error) error {
 
 // tables writes tables, one after the other.
 type tables struct {
-	w        io.Writer
-	terminal bool
-	n        int
+	w     io.Writer
+	width int  // of the terminal, in columns; 0: none, so nothing is cut or wrapped
+	color bool // a terminal that is not asked to do without (no-color.org)
+	n     int
 }
 
-// table writes one, with its title if there are rows; none says what is written if there are none. On a terminal long cells are cut, and only there.
+func newTables(w io.Writer) *tables {
+	t := &tables{w: w, width: terminalWidth(w)}
+	t.color = t.width > 0 && os.Getenv("NO_COLOR") == "" && os.Getenv("TERM") != "dumb"
+	if t.color {
+		text.EnableColors() // whatever the library thinks of the terminal
+	}
+	return t
+}
+
+// A cell says how a value is shown: colored on a terminal, numbers to the right.
+type cell struct {
+	value any
+	color text.Colors
+	right bool
+}
+
+const gap = 2 // blanks between columns
+
+// table writes one, with its title if there are rows; none says what is written if there are none. On a terminal it is as wide as that at most: words are
+// wrapped, and a word that is too long for its column loses its middle, since names and paths differ at the end. Elsewhere nothing is cut.
 func (t *tables) table(title, none string, header []any, rows [][]any) {
 	if t.n++; t.n > 1 {
 		fmt.Fprintln(t.w)
@@ -78,34 +101,144 @@ func (t *tables) table(title, none string, header []any, rows [][]any) {
 	tw := table.NewWriter()
 	style := table.StyleLight
 	style.Options = table.OptionsNoBordersAndSeparators
-	style.Format.Header = text.FormatUpper
-	style.Box.PaddingLeft, style.Box.PaddingRight = "", "  "
-	if t.terminal && os.Getenv("NO_COLOR") == "" {
-		text.EnableColors()
-		style.Color.Header = text.Colors{text.Bold}
-		title = text.Bold.Sprint(title)
-	}
+	style.Format.Header = text.FormatDefault // it would change the letters of an escape sequence, too
+	style.Box.PaddingLeft, style.Box.PaddingRight = "", strings.Repeat(" ", gap)
 	tw.SetStyle(style)
 	if title != "" {
-		fmt.Fprintln(t.w, title)
+		fmt.Fprintln(t.w, t.paint(title, text.Colors{text.Bold}))
 	}
-	tw.AppendHeader(header)
-	for _, r := range rows {
-		for i, cell := range r {
-			s := oneLine(fmt.Sprint(cell))
+	shown := make([][]string, len(rows))
+	natural := make([]int, len(header))
+	for i, h := range header {
+		natural[i] = text.StringWidth(fmt.Sprint(h))
+	}
+	for n, r := range rows {
+		for i, value := range r {
+			if c, ok := value.(cell); ok {
+				value = c.value
+			}
+			s := oneLine(fmt.Sprint(value))
 			if s == "" {
 				s = "-"
 			}
-			if t.terminal {
-				s = text.Snip(s, 44, "…")
-			}
-			r[i] = s
+			shown[n] = append(shown[n], s)
+			natural[i] = max(natural[i], text.StringWidth(s))
 		}
-		tw.AppendRow(r)
 	}
+	widths := fit(natural, t.width)
+	configs := make([]table.ColumnConfig, len(header))
+	titles := make(table.Row, len(header))
+	for i, h := range header {
+		configs[i].Number = i + 1
+		titles[i] = t.paint(strings.ToUpper(fmt.Sprint(h)), text.Colors{text.Faint})
+	}
+	for n, r := range rows {
+		row := make(table.Row, len(r))
+		for i, s := range shown[n] {
+			if widths[i] < natural[i] {
+				s = wrap(s, widths[i])
+			}
+			if c, ok := r[i].(cell); ok {
+				s = t.paint(s, c.color)
+				if c.right {
+					configs[i].Align, configs[i].AlignHeader = text.AlignRight, text.AlignRight
+				}
+			}
+			row[i] = s
+		}
+		tw.AppendRow(row)
+	}
+	tw.AppendHeader(titles)
+	tw.SetColumnConfigs(configs)
 	for line := range strings.Lines(tw.Render()) {
 		fmt.Fprintln(t.w, strings.TrimRight(line, " \n"))
 	}
+}
+
+// paint colors each line of s, on a terminal.
+func (t *tables) paint(s string, c text.Colors) string {
+	if !t.color || len(c) == 0 {
+		return s
+	}
+	lines := strings.Split(s, "\n")
+	for i, line := range lines {
+		lines[i] = c.Sprint(line)
+	}
+	return strings.Join(lines, "\n")
+}
+
+// fit returns the widths of a table's columns so that all of it is at most total wide; 0 is no limit. The widest column gives way first, none below 10.
+func fit(natural []int, total int) []int {
+	widths := slices.Clone(natural)
+	for total > 0 {
+		sum, widest := gap*(len(widths)-1), 0
+		for i, w := range widths {
+			sum += w
+			if w > widths[widest] {
+				widest = i
+			}
+		}
+		if sum <= total || widths[widest] <= 10 {
+			break
+		}
+		widths[widest]--
+	}
+	return widths
+}
+
+// wrap breaks s between its words, into at most four lines of the given width. A word that is longer loses its middle.
+func wrap(s string, width int) string {
+	const most = 4
+	var lines []string
+	at := 0 // columns used in the last line
+	for _, word := range strings.Fields(s) {
+		word = middle(word, width)
+		w := text.StringWidth(word)
+		if at > 0 && at+1+w <= width {
+			lines[len(lines)-1] += " " + word
+			at += 1 + w
+			continue
+		}
+		if len(lines) == most {
+			lines[most-1] = text.Snip(lines[most-1], width-1, "") + "…"
+			break
+		}
+		lines, at = append(lines, word), w
+	}
+	return strings.Join(lines, "\n")
+}
+
+// middle cuts s to a width by leaving out its middle.
+func middle(s string, width int) string {
+	if text.StringWidth(s) <= width {
+		return s
+	}
+	runes := []rune(s)
+	head, tail := 0, len(runes)
+	for used := 1; head < tail; { // the … is one wide
+		next := runes[head]
+		if back := len(runes) - tail; back <= head { // the end says a little more
+			next = runes[tail-1]
+		}
+		if used += text.RuneWidth(next); used > width {
+			break
+		}
+		if back := len(runes) - tail; back <= head {
+			tail--
+		} else {
+			head++
+		}
+	}
+	return string(runes[:head]) + "…" + string(runes[tail:])
+}
+
+// list is a list of names as a cell shows it; on a terminal the first of many.
+func (t *tables) list(names []string) string {
+	const most = 8
+	if n := len(names) - most; t.width > 0 && n > 1 {
+		return fmt.Sprintf("%s and %d more", strings.Join(names[:most], " "), n)
+	}
+	return strings.Join(names, " ")
 }
 
 // line writes one line that is no table.
@@ -117,13 +250,34 @@ func (t *tables) line(format string, args ...any) {
 // oneLine is s fit for a line of a terminal or a log: what others chose may hold escape sequences (T30).
 func oneLine(s string) string { return printable(s, false) }
 
+// printable escapes what is not printable as Go and C do, such as \x1b and \u202e.
 func printable(s string, lines bool) string {
-	return strings.Map(func(r rune) rune {
-		if r == '\n' && lines || unicode.IsPrint(r) {
-			return r
+	var b strings.Builder
+	for len(s) > 0 {
+		r, size := utf8.DecodeRuneInString(s)
+		switch {
+		case r == '\n' && lines || unicode.IsPrint(r) && !(r == utf8.RuneError && size == 1):
+			b.WriteString(s[:size])
+		case r < utf8.RuneSelf, size == 1:
+			fmt.Fprintf(&b, `\x%02x`, s[0])
+		default:
+			fmt.Fprintf(&b, `\u%04x`, r)
 		}
-		return '?'
-	}, s)
+		s = s[size:]
+	}
+	return b.String()
+}
+
+// terminalWidth returns the columns of a terminal, 0 for what is none.
+func terminalWidth(stream any) int {
+	if !isTerminal(stream) {
+		return 0
+	}
+	size, err := unix.IoctlGetWinsize(int(stream.(*os.File).Fd()), unix.TIOCGWINSZ)
+	if err != nil || size.Col == 0 {
+		return 80 // one that does not tell, such as a serial line
+	}
+	return int(size.Col)
 }
 
 func isTerminal(stream any) bool {
@@ -146,4 +300,20 @@ func size(n uint64) string {
 		v /= 1024
 	}
 	return fmt.Sprintf("%.1f %ciB", v, units[u])
+}
+
+// age writes how long ago something was, as people do.
+func age(since time.Time) string {
+	switch d := time.Since(since); {
+	case since.IsZero():
+		return ""
+	case d < 2*time.Minute:
+		return fmt.Sprintf("%d s", int(max(d, 0).Seconds()))
+	case d < 2*time.Hour:
+		return fmt.Sprintf("%d min", int(d.Minutes()))
+	case d < 48*time.Hour:
+		return fmt.Sprintf("%d h", int(d.Hours()))
+	default:
+		return fmt.Sprintf("%d days", int(d.Hours()/24))
+	}
 }

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"strings"
 
+	"github.com/jedib0t/go-pretty/v6/text"
 	"github.com/spf13/cobra"
 
 	"github.com/bindgate/bindgate/policy/lifecycle"
@@ -47,32 +48,44 @@ A container is preparing, prepared (it waits for its process), isolating, isolat
 func showStatus(t *tables, s *lifecycle.Status) {
 	var rows [][]any
 	for _, c := range s.Containers {
-		pid, state := "", c.Phase
+		pid := ""
 		if c.PID != 0 {
 			pid = fmt.Sprint(c.PID)
-			if !c.Alive {
-				state += ", dead"
-			}
 		}
 		var volumes []string
 		for _, v := range c.Volumes {
 			volumes = append(volumes, strings.TrimSuffix(v.Name+":"+v.ContainerPath+":"+v.Mode, ":rw"))
 		}
-		rows = append(rows, []any{c.Container, c.Owner, pid, state, strings.Join(volumes, " ")})
+		rows = append(rows, []any{c.Container, c.Owner, cell{value: pid, right: true}, stateOf(c), t.list(volumes)})
 	}
 	t.table("Containers", "no containers", []any{"container", "owner", "pid", "state", "volumes"}, rows)
 	rows = nil
+	var pending []lifecycle.Pending
 	for _, v := range s.Volumes {
 		users := append([]string(nil), v.Containers...)
 		if v.Mounted {
 			users = append(users, "(volume mount)")
 		}
+		used := cell{value: t.list(users)}
 		if v.Pending != nil {
-			users = append(users, "(unmount pending)")
+			pending = append(pending, *v.Pending)
+			used = cell{value: strings.TrimSpace(t.list(users) + " (unmount pending)"), color: text.Colors{text.FgYellow}}
 		}
-		rows = append(rows, []any{v.Driver, v.Name, v.Mountpoint, strings.Join(users, " ")})
+		rows = append(rows, []any{v.Driver, v.Name, v.Mountpoint, used})
 	}
 	t.table("Volumes", "no volumes in use", []any{"driver", "volume", "mountpoint", "used by"}, rows)
+	showPending(t, pending)
+}
+
+// stateOf is how far a container came, and whether its process still runs.
+func stateOf(c lifecycle.ContainerStatus) cell {
+	switch {
+	case c.PID != 0 && !c.Alive:
+		return cell{value: c.Phase + ", dead", color: text.Colors{text.FgRed}}
+	case c.Phase == "isolated" || c.Phase == "bound":
+		return cell{value: c.Phase, color: text.Colors{text.FgGreen}}
+	}
+	return cell{value: c.Phase, color: text.Colors{text.FgYellow}}
 }
 
 func (a *app) usageCommand() *cobra.Command {
@@ -96,17 +109,35 @@ func (a *app) usageCommand() *cobra.Command {
 			return a.emit(out, out.Warnings, func(t *tables) {
 				var rows [][]any
 				for _, v := range out.Volumes {
-					if !v.Alive {
-						rows = append(rows, []any{v.Driver, v.Name, v.ContainerPath, "", "", "", ""})
-						continue
+					right := func(s string) cell { return cell{value: s, right: true} }
+					row := []any{v.Driver, v.Name, v.ContainerPath, right(""), right(""), right(""), right("")}
+					if v.Alive {
+						row = []any{v.Driver, v.Name, v.ContainerPath, right(size(v.Bytes)), right(size(v.BytesFree)), used(v.Bytes, v.BytesFree),
+							used(v.Inodes, v.InodesFree)}
 					}
-					rows = append(rows, []any{v.Driver, v.Name, v.ContainerPath, size(v.Bytes), size(v.BytesFree), v.Inodes, v.InodesFree})
+					rows = append(rows, row)
 				}
-				t.table("", "no volumes", []any{"driver", "volume", "path", "size", "free", "inodes", "inodes free"}, rows)
+				t.table("", "no volumes", []any{"driver", "volume", "path", "size", "free", "used", "inodes used"}, rows)
 			})
 		},
 	}
 	cmd.Flags().StringVar(&container, "container", "", "the container's `ID`")
 	required(cmd, "container")
 	return cmd
+}
+
+// used is how much of a filesystem is not free, in percent; nothing for one that does not count.
+func used(all, free uint64) cell {
+	if all == 0 {
+		return cell{value: "", right: true}
+	}
+	percent := 100 - int(float64(min(free, all))/float64(all)*100)
+	c := cell{value: fmt.Sprintf("%d %%", percent), right: true}
+	switch {
+	case percent >= 95:
+		c.color = text.Colors{text.FgRed}
+	case percent >= 80:
+		c.color = text.Colors{text.FgYellow}
+	}
+	return c
 }

@@ -211,7 +211,7 @@ The filters are driver=D, name=N (in both, * matches anything), used=true and us
 			return a.emit(out, out.Warnings, func(t *tables) {
 				var rows [][]any
 				for _, v := range out.Volumes {
-					rows = append(rows, []any{v.Driver, v.Name, v.Mountpoint, strings.Join(v.Containers, " ")})
+					rows = append(rows, []any{v.Driver, v.Name, v.Mountpoint, t.list(v.Containers)})
 				}
 				t.table("", "no volumes", []any{"driver", "volume", "mountpoint", "used by"}, rows)
 			})
