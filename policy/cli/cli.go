@@ -183,7 +183,7 @@ as anyone else it refuses. Who may use which volume is decided by the [[rule]]s 
 	_ = root.RegisterFlagCompletionFunc("output", fixed("table", "json"))
 	_ = root.RegisterFlagCompletionFunc("log-level", fixed("debug", "info", "warn", "error"))
 	root.AddCommand(a.prepareCommand(), a.isolateCommand(), a.bindCommand(), a.attachCommand(), a.detachCommand(), a.cleanupCommand(),
-		a.recoverCommand(), a.watchCommand(), a.statusCommand(), a.usageCommand(), a.volumeCommand(), a.policyCommand())
+		a.recoverCommand(), a.watchCommand(), a.doctorCommand(), a.statusCommand(), a.usageCommand(), a.volumeCommand(), a.policyCommand())
 	return root
 }
 

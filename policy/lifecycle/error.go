@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"slices"
 	"strings"
 	"time"
 	"unicode"
@@ -99,16 +100,23 @@ func cause(v volumeID, began time.Time, err error) Cause {
 // classes is the order in which the exit class of several failures is chosen: the first that is present.
 var classes = []int{70, 78, 77, 65, 71, 69, 75}
 
-// several makes one error of the failures of several volumes.
-func several(doing string, causes []Cause) *Error {
-	first, rank := causes[0], len(classes)
-	for _, c := range causes {
-		for i, class := range classes {
-			if c.Code.Exit() == class && i < rank {
-				first, rank = c, i
-			}
+// Worst returns the index of the code whose class decides among several failures: the first of the first class of DESIGN section 8 that is present.
+func Worst(codes []wire.Code) int {
+	for _, class := range classes {
+		if i := slices.IndexFunc(codes, func(c wire.Code) bool { return c.Exit() == class }); i >= 0 {
+			return i
 		}
 	}
+	return 0
+}
+
+// several makes one error of the failures of several volumes.
+func several(doing string, causes []Cause) *Error {
+	codes := make([]wire.Code, len(causes))
+	for i, c := range causes {
+		codes[i] = c.Code
+	}
+	first := causes[Worst(codes)]
 	e := &Error{Code: first.Code, Stage: first.Stage, Hint: first.Hint, Causes: causes}
 	says := make([]string, len(causes))
 	for i, c := range causes {
