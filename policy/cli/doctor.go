@@ -77,9 +77,9 @@ func showReport(t *tables, r *doctor.Report, all bool) {
 	for i := 0; i < len(r.Checks); i++ {
 		c := r.Checks[i]
 		check, says := c.Check, c.Message
-		if group, _, ok := strings.Cut(check, "."); ok && !all && c.State == doctor.OK {
+		if group, _, _ := strings.Cut(check, "."); !all && c.State == doctor.OK {
 			n := 1
-			for i+n < len(r.Checks) && r.Checks[i+n].State == doctor.OK && strings.HasPrefix(r.Checks[i+n].Check, group+".") {
+			for i+n < len(r.Checks) && r.Checks[i+n].State == doctor.OK && strings.HasPrefix(r.Checks[i+n].Check+".", group+".") {
 				n++
 			}
 			if n > 1 {

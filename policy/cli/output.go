@@ -108,7 +108,7 @@ func (t *tables) table(title, none string, header []any, rows [][]any) {
 		fmt.Fprintln(t.w, t.paint(title, text.Colors{text.Bold}))
 	}
 	shown := make([][]string, len(rows))
-	natural := make([]int, len(header))
+	natural, words := make([]int, len(header)), make([]int, len(header))
 	for i, h := range header {
 		natural[i] = text.StringWidth(fmt.Sprint(h))
 	}
@@ -123,9 +123,12 @@ func (t *tables) table(title, none string, header []any, rows [][]any) {
 			}
 			shown[n] = append(shown[n], s)
 			natural[i] = max(natural[i], text.StringWidth(s))
+			for word := range strings.FieldsSeq(s) {
+				words[i] = max(words[i], text.StringWidth(word))
+			}
 		}
 	}
-	widths := fit(natural, t.width)
+	widths := fit(natural, words, t.width)
 	configs := make([]table.ColumnConfig, len(header))
 	titles := make(table.Row, len(header))
 	for i, h := range header {
@@ -167,28 +170,37 @@ func (t *tables) paint(s string, c text.Colors) string {
 	return strings.Join(lines, "\n")
 }
 
-// fit returns the widths of a table's columns so that all of it is at most total wide; 0 is no limit. The widest column gives way first, none below 10.
-func fit(natural []int, total int) []int {
+// fit returns the widths of a table's columns so that all of it is at most total wide; 0 is no limit. The widest column gives way first: as far as only
+// lines are broken between words, then, if that is not enough, down to 10.
+func fit(natural, longestWord []int, total int) []int {
 	widths := slices.Clone(natural)
-	for total > 0 {
-		sum, widest := gap*(len(widths)-1), 0
-		for i, w := range widths {
-			sum += w
-			if w > widths[widest] {
-				widest = i
+	sum := gap * (len(widths) - 1)
+	for _, w := range widths {
+		sum += w
+	}
+	for _, floor := range []func(i int) int{
+		func(i int) int { return max(longestWord[i], 24) },
+		func(int) int { return 10 },
+	} {
+		for total > 0 && sum > total {
+			widest := -1
+			for i, w := range widths {
+				if w > floor(i) && (widest < 0 || w > widths[widest]) {
+					widest = i
+				}
 			}
+			if widest < 0 {
+				break
+			}
+			widths[widest]--
+			sum--
 		}
-		if sum <= total || widths[widest] <= 10 {
-			break
-		}
-		widths[widest]--
 	}
 	return widths
 }
 
-// wrap breaks s between its words, into at most four lines of the given width. A word that is longer loses its middle.
+// wrap breaks s between its words into lines of the given width. A word that is longer loses its middle.
 func wrap(s string, width int) string {
-	const most = 4
 	var lines []string
 	at := 0 // columns used in the last line
 	for _, word := range strings.Fields(s) {
@@ -198,10 +210,6 @@ func wrap(s string, width int) string {
 			lines[len(lines)-1] += " " + word
 			at += 1 + w
 			continue
-		}
-		if len(lines) == most {
-			lines[most-1] = text.Snip(lines[most-1], width-1, "") + "…"
-			break
 		}
 		lines, at = append(lines, word), w
 	}
@@ -234,7 +242,7 @@ func middle(s string, width int) string {
 
 // list is a list of names as a cell shows it; on a terminal the first of many.
 func (t *tables) list(names []string) string {
-	const most = 8
+	const most = 5
 	if n := len(names) - most; t.width > 0 && n > 1 {
 		return fmt.Sprintf("%s and %d more", strings.Join(names[:most], " "), n)
 	}

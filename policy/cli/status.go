@@ -131,7 +131,7 @@ func used(all, free uint64) cell {
 	if all == 0 {
 		return cell{value: "", right: true}
 	}
-	percent := 100 - int(float64(min(free, all))/float64(all)*100)
+	percent := int(100*(1-float64(min(free, all))/float64(all)) + 0.5)
 	c := cell{value: fmt.Sprintf("%d %%", percent), right: true}
 	switch {
 	case percent >= 95:

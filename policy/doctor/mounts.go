@@ -39,7 +39,7 @@ func (d *Doctor) sources() {
 		return
 	}
 	for _, s := range d.helper.Sources {
-		check := "source." + s.Path
+		const check = "source"
 		fd, private, err := conf.OpenTrusted(s.Path, unix.O_PATH|unix.O_DIRECTORY)
 		if errors.Is(err, unix.ENOENT) {
 			d.warn(check, nil, "%s is not there (yet), so nothing can be attached from it", s.Path)
@@ -58,9 +58,9 @@ func (d *Doctor) sources() {
 		case err != nil:
 			d.failed(check, wire.Errorf(wire.System, "doctor", "cannot look at %s: %v", s.Path, err))
 		case private:
-			d.ok(check, "sealed: only root gets through to it")
+			d.ok(check, "%s is sealed: only root gets through to it", s.Path)
 		case fs.Flags&(unix.ST_NOSUID|unix.ST_NODEV) == unix.ST_NOSUID|unix.ST_NODEV:
-			d.ok(check, "sealed: mounted nosuid and nodev")
+			d.ok(check, "%s is sealed: it is mounted nosuid and nodev", s.Path)
 		default:
 			d.warn(check, []string{"chmod go-x " + quote(s.Path)}, "%s is not sealed: others can search it and it is not mounted nosuid,nodev, so only what its drivers mount nosuid,nodev can be attached", s.Path)
 		}
