@@ -56,11 +56,13 @@ type session struct {
 	log    *slog.Logger
 }
 
-// Main runs the command as the program that it was called as, bindgate or dvdcli, and returns its exit status. args begins with that name.
+// Main runs the command as the program that it was called as, bindgate, dvdcli or bindgate-nomad, and returns its exit status. args begins with that name.
 func Main(args []string, s Streams) int {
 	a := &app{Streams: s, name: "bindgate", become: become, load: config.LoadPolicy}
-	if len(args) > 0 && filepath.Base(args[0]) == dvdcliName {
-		a.name = dvdcliName
+	if len(args) > 0 {
+		if name := filepath.Base(args[0]); name == dvdcliName || name == nomadName {
+			a.name = name
+		}
 	}
 	return a.run(args[min(1, len(args)):])
 }
@@ -69,9 +71,12 @@ func (a *app) run(args []string) int {
 	ctx, signalled, stop := interruptible()
 	defer stop()
 	var root *cobra.Command
-	if a.name == dvdcliName {
+	switch a.name {
+	case dvdcliName:
 		root = a.dvdcli()
-	} else {
+	case nomadName:
+		root = a.nomad()
+	default:
 		a.output = wantsJSON(args) // for an error that comes before the flags are read
 		root = a.root()
 	}
