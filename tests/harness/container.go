@@ -179,6 +179,12 @@ var applets = sync.OnceValues(func() ([]string, error) {
 	return strings.Fields(string(out)), err
 })
 
+// Rootfs makes a root filesystem with busybox in it, that belongs to uid, for containers that a test starts by itself.
+func (h *Host) Rootfs(root string, uid int) {
+	h.t.Helper()
+	h.rootfs(root, uid)
+}
+
 // rootfs makes a root filesystem with busybox in it, that belongs to uid.
 func (h *Host) rootfs(root string, uid int) {
 	h.t.Helper()

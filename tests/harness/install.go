@@ -21,6 +21,7 @@ var programs = map[string]struct{ module, pkg string }{
 	"bindgate":        {".", "./cmd/bindgate"},
 	"bindgate-helper": {".", "./helper"},
 	"testplugin":      {".", "./tests/plugins/testplugin"},
+	"isolator":        {".", "./examples/isolator"},
 	"testvol":         {"tests/peers/podman", "github.com/containers/podman/v4/test/testvol"},
 	"rclone":          {"tests/peers/rclone", "."},
 }
