@@ -3,23 +3,25 @@ package cli
 import (
 	"github.com/spf13/cobra"
 
+	"github.com/bindgate/bindgate/policy/hook"
 	"github.com/bindgate/bindgate/policy/lifecycle"
 )
 
 func (a *app) attachCommand() *cobra.Command {
 	j, p := &jobFlags{}, &processFlags{}
 	cmd := &cobra.Command{
-		Use:   "attach --container ID --pid PID [VOLUMES] [FILE | -]",
+		Use:   "attach --container ID (--pid PID | --runtime R --name NAME) [VOLUMES] [FILE | -]",
 		Short: "give a running container more volumes",
 		Long: `Attach is prepare and isolate in one, for the volumes that it names: all of them or none. A container that bindgate does not know gets a record, which
 the detach of its last volume drops.
-` + jobHelp,
+` + jobHelp + "\n" + processHelp,
 		Example: `  bindgate attach --container web-1 --pid 4711 -v scratch:/scratch
-  bindgate attach --container web-1 --pid 4711 --mount driver=rexray,name=db,target=/db,readonly`,
+  bindgate attach --container web-1 --pid 4711 --mount driver=rexray,name=db,target=/db,readonly
+  bindgate attach --container web-1 --runtime docker --name web-1 -v scratch:/scratch`,
 		Args: cobra.MaximumNArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			a.reads = args
-			ctx, s, err := a.start(cmd)
+			ctx, s, held, err := a.startFor(cmd, p)
 			if err != nil {
 				return err
 			}
@@ -32,6 +34,7 @@ the detach of its last volume drops.
 			if err != nil {
 				return err
 			}
+			out.Warnings = append(out.Warnings, hook.Warnings(out.Mounts, held)...)
 			return a.emitIsolated(out)
 		},
 	}

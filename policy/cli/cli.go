@@ -11,6 +11,7 @@ import (
 	"io"
 	"log/slog"
 	"os"
+	"os/exec"
 	"os/signal"
 	"path/filepath"
 	"strings"
@@ -87,6 +88,9 @@ func (a *app) run(args []string) int {
 	err := root.ExecuteContext(ctx)
 	if err == nil {
 		return 0
+	}
+	if ended := (*exec.ExitError)(nil); errors.As(err, &ended) { // it was us, and has said why
+		return ended.ExitCode()
 	}
 	status := a.report(err)
 	if a.name == dvdcliName {
@@ -188,7 +192,8 @@ as anyone else it refuses. Who may use which volume is decided by the [[rule]]s 
 	_ = root.RegisterFlagCompletionFunc("output", fixed("table", "json"))
 	_ = root.RegisterFlagCompletionFunc("log-level", fixed("debug", "info", "warn", "error"))
 	root.AddCommand(a.prepareCommand(), a.isolateCommand(), a.bindCommand(), a.attachCommand(), a.detachCommand(), a.cleanupCommand(),
-		a.recoverCommand(), a.watchCommand(), a.doctorCommand(), a.statusCommand(), a.usageCommand(), a.volumeCommand(), a.policyCommand())
+		a.recoverCommand(), a.watchCommand(), a.doctorCommand(), a.statusCommand(), a.usageCommand(), a.volumeCommand(), a.policyCommand(),
+		a.hookCommand())
 	return root
 }
 
