@@ -79,6 +79,16 @@ func allCapabilities() (names []string, err error) {
 // Container starts a container with runc.
 func (h *Host) Container(o ContainerOptions) *Container {
 	h.t.Helper()
+	c, r := h.TryContainer(o)
+	if r.Exit != 0 {
+		h.t.Fatalf("harness: cannot start the container %s: %v", o.ID, r)
+	}
+	return c
+}
+
+// TryContainer is Container for one that may fail to start. The result is runc's: what it wrote to its log and what it and the container wrote is in Stderr. Of one that failed the bundle stays until the test ends.
+func (h *Host) TryContainer(o ContainerOptions) (*Container, Result) {
+	h.t.Helper()
 	if o.Cgroup == "" {
 		o.Cgroup = h.Cgroup() + "/" + o.ID
 	}
@@ -88,7 +98,7 @@ func (h *Host) Container(o ContainerOptions) *Container {
 	if o.Mapping != nil {
 		uid = int(o.Mapping.HostID)
 	}
-	h.rootfs(c.Root, uid)
+	h.Rootfs(c.Root, uid)
 	if o.Prepare != nil {
 		o.Prepare(c.Root)
 	}
@@ -113,14 +123,16 @@ func (h *Host) Container(o ContainerOptions) *Container {
 	cmd := h.runcCommand(append([]string{"--log", logFile}, append(verb, "--bundle", bundle, "--pid-file", pidFile, o.ID)...)...)
 	cmd.Stdout, cmd.Stderr = out, out
 	h.t.Cleanup(func() { c.Delete() })
-	if r := h.Do(cmd); r.Exit != 0 {
+	r := h.Do(cmd)
+	if r.Exit != 0 {
 		log, _ := os.ReadFile(logFile)
-		h.t.Fatalf("harness: cannot start the container %s: %v\n%s", o.ID, r, log)
+		r.Stderr = string(log) + h.ReadFile(out.Name())
+		return c, r
 	}
 	pid, err := strconv.Atoi(h.ReadFile(pidFile))
 	h.check(err)
 	c.follow(pid)
-	return c
+	return c, r
 }
 
 func (o *ContainerOptions) spec(c *Container) *specs.Spec {
@@ -179,14 +191,8 @@ var applets = sync.OnceValues(func() ([]string, error) {
 	return strings.Fields(string(out)), err
 })
 
-// Rootfs makes a root filesystem with busybox in it, that belongs to uid, for containers that a test starts by itself.
+// Rootfs makes a root filesystem with busybox in it, that belongs to uid.
 func (h *Host) Rootfs(root string, uid int) {
-	h.t.Helper()
-	h.rootfs(root, uid)
-}
-
-// rootfs makes a root filesystem with busybox in it, that belongs to uid.
-func (h *Host) rootfs(root string, uid int) {
 	h.t.Helper()
 	busybox, err := exec.LookPath("busybox")
 	h.check(err)

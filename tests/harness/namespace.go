@@ -37,6 +37,8 @@ type request struct {
 	Bare bool
 	Disk bool
 	Dir  string // a folder on a disk, if Disk
+
+	Packages string // a tree to lay over /usr and /etc
 }
 
 // exitLeft is how init says that the test passed and left processes.
@@ -286,6 +288,16 @@ func furnish() error {
 		state := filepath.Join(Root, "var/lib/bindgate")
 		if err := errors.Join(os.Chmod(r.Dir, 0o755), os.MkdirAll(state, 0o755), unix.Mount(r.Dir, state, "", unix.MS_BIND, "")); err != nil {
 			return fmt.Errorf("mount %s: %w", state, err)
+		}
+	}
+	if r.Packages != "" {
+		for _, dir := range []string{"/usr", "/etc"} {
+			if err := unix.Mount("overlay", dir, "overlay", unix.MS_RDONLY, "lowerdir="+r.Packages+dir+":"+dir); err != nil {
+				return fmt.Errorf("mount %s over %s: %w", r.Packages, dir, err)
+			}
+		}
+		if err := unix.Unmount("/sys/fs/cgroup/unified", 0); err != nil && err != unix.EINVAL && err != unix.ENOENT {
+			return fmt.Errorf("unmount the v2 cgroups of a hybrid tree: %w", err)
 		}
 	}
 	return addUsers()
