@@ -11,6 +11,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"syscall"
 	"testing"
@@ -19,7 +20,6 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/bindgate/bindgate/tests/harness"
-	"github.com/bindgate/bindgate/wire"
 )
 
 func TestMain(m *testing.M) { harness.Main(m) }
@@ -54,6 +54,14 @@ func removeCgroups(t *testing.T, h *harness.Host) {
 			return nil
 		})
 		for _, d := range dirs {
+			procs, _ := os.ReadFile(filepath.Join(d, "cgroup.procs"))
+			for pid := range strings.FieldsSeq(string(procs)) { // a monitor ends a moment after its container
+				n, _ := strconv.Atoi(pid)
+				if fd, err := unix.PidfdOpen(n, 0); err == nil {
+					unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, 10000)
+					unix.Close(fd)
+				}
+			}
 			os.Remove(d)
 		}
 	}
@@ -75,7 +83,7 @@ func (e *engine) do(args ...string) harness.Result {
 	return e.h.Do(cmd)
 }
 
-// run starts a container that waits to be killed, or runs a command, and returns what the program said: the container's id.
+// run starts a container that waits to be killed, and returns its id. try is run for one that may fail.
 func (e *engine) run(args ...string) string {
 	e.t.Helper()
 	return strings.TrimSpace(e.try(args...).OK(e.t).Stdout)
@@ -84,10 +92,7 @@ func (e *engine) run(args ...string) string {
 func (e *engine) try(args ...string) harness.Result {
 	e.t.Helper()
 	all := []string{"run", "--detach", "--network=none", "--cgroup-parent=" + e.h.Cgroup()}
-	if len(args) == 0 || args[len(args)-1] != "" {
-		args = append(args, "busybox", "sleep", "2147483647")
-	}
-	return e.do(append(all, args...)...)
+	return e.do(append(append(all, args...), "busybox", "sleep", "2147483647")...)
 }
 
 func (e *engine) sh(container, script string) harness.Result {
@@ -272,5 +277,3 @@ func wantNothingLeft(t *testing.T, h *harness.Host) {
 		}
 	}
 }
-
-var _ = wire.Conflict
