@@ -1,6 +1,7 @@
 package harness
 
 import (
+	"cmp"
 	"encoding/json"
 	"fmt"
 	"os"
@@ -36,6 +37,7 @@ type ContainerOptions struct {
 	Prepare          func(root string) // changes the root filesystem before the container is created
 	Edit             func(*specs.Spec) // changes the configuration before it is written
 	CreateOnly       bool              // runc create, to be followed by Start
+	Runtime          string            // another program with runc's command line, such as crun
 }
 
 // A Mapping is a container's user namespace: ids from 0 to Size-1 inside are ids from HostID on.
@@ -50,7 +52,7 @@ type Container struct {
 	Cgroup string
 	pid    int
 	pidfd  int
-	runc   bool
+	runc   string // the program that made it; "" for one that shares the host's root
 	once   *sync.Once
 }
 
@@ -93,7 +95,7 @@ func (h *Host) TryContainer(o ContainerOptions) (*Container, Result) {
 		o.Cgroup = h.Cgroup() + "/" + o.ID
 	}
 	bundle := h.Path("bundles", o.ID)
-	c := &Container{h: h, ID: o.ID, Bundle: bundle, Root: filepath.Join(bundle, "rootfs"), Cgroup: o.Cgroup, runc: true, pidfd: -1, once: new(sync.Once)}
+	c := &Container{h: h, ID: o.ID, Bundle: bundle, Root: filepath.Join(bundle, "rootfs"), Cgroup: o.Cgroup, runc: cmp.Or(o.Runtime, "runc"), pidfd: -1, once: new(sync.Once)}
 	uid := 0
 	if o.Mapping != nil {
 		uid = int(o.Mapping.HostID)
@@ -120,7 +122,7 @@ func (h *Host) TryContainer(o ContainerOptions) (*Container, Result) {
 	out, err := os.Create(filepath.Join(bundle, "output"))
 	h.check(err)
 	defer out.Close()
-	cmd := h.runcCommand(append([]string{"--log", logFile}, append(verb, "--bundle", bundle, "--pid-file", pidFile, o.ID)...)...)
+	cmd := c.Runc(append([]string{"--log", logFile}, append(verb, "--bundle", bundle, "--pid-file", pidFile, o.ID)...)...)
 	cmd.Stdout, cmd.Stderr = out, out
 	h.t.Cleanup(func() { c.Delete() })
 	r := h.Do(cmd)
@@ -214,10 +216,6 @@ func (h *Host) Rootfs(root string, uid int) {
 	h.WriteFile(filepath.Join(root, "etc/group"), "root:x:0:\n", 0o644)
 }
 
-func (h *Host) runcCommand(args ...string) *exec.Cmd {
-	return exec.Command("runc", append([]string{"--root", h.Path("runc")}, args...)...)
-}
-
 // SharedRootOptions say what process to start by SharedRoot.
 type SharedRootOptions struct {
 	ID       string
@@ -258,21 +256,23 @@ func (c *Container) Pid() int { return c.pid }
 // PIDString returns it as an argument.
 func (c *Container) PIDString() string { return strconv.Itoa(c.pid) }
 
-// Runc returns a runc command for the host's containers, such as Runc("state", c.ID).
-func (c *Container) Runc(args ...string) *exec.Cmd { return c.h.runcCommand(args...) }
+// Runc returns a command of the runtime for the host's containers, such as Runc("state", c.ID).
+func (c *Container) Runc(args ...string) *exec.Cmd {
+	return exec.Command(c.runc, append([]string{"--root", c.h.Path(c.runc)}, args...)...)
+}
 
 // Start starts a container that was only created.
 func (c *Container) Start() {
 	c.h.t.Helper()
-	c.h.Do(c.h.runcCommand("start", c.ID)).OK(c.h.t)
+	c.h.Do(c.Runc("start", c.ID)).OK(c.h.t)
 }
 
 // Exec runs a command in the container: as its root, with runc; or in its mount namespace, if it shares the host's root.
 func (c *Container) Exec(args ...string) Result {
 	c.h.t.Helper()
 	cmd := exec.Command("nsenter", append([]string{"--target", c.PIDString(), "--mount", "--"}, args...)...)
-	if c.runc {
-		cmd = c.h.runcCommand(append([]string{"exec", c.ID}, args...)...)
+	if c.runc != "" {
+		cmd = c.Runc(append([]string{"exec", c.ID}, args...)...)
 	}
 	return c.h.Do(cmd)
 }
@@ -326,8 +326,8 @@ func (c *Container) Delete() {
 			unix.Close(c.pidfd)
 			c.pidfd = -1
 		}
-		if c.runc {
-			c.h.Do(c.h.runcCommand("delete", "--force", c.ID)).OK(c.h.t)
+		if c.runc != "" {
+			c.h.Do(c.Runc("delete", "--force", c.ID)).OK(c.h.t)
 			c.h.check(os.RemoveAll(c.Bundle))
 		}
 		c.h.removeCgroup(c.Cgroup)

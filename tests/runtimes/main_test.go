@@ -95,6 +95,16 @@ func (e *engine) try(args ...string) harness.Result {
 	return e.do(append(append(all, args...), "busybox", "sleep", "2147483647")...)
 }
 
+// remove kills containers and removes them.
+func (e *engine) remove(names ...string) {
+	e.t.Helper()
+	args := []string{"rm", "--force"}
+	if e.name == "podman" {
+		args = append(args, "--time=0")
+	}
+	e.do(append(args, names...)...).OK(e.t)
+}
+
 func (e *engine) sh(container, script string) harness.Result {
 	e.t.Helper()
 	return e.do("exec", container, "/bin/sh", "-c", script)

@@ -55,7 +55,7 @@ func TestPodmanHook(t *testing.T) {
 		}
 		p.do("start", "web").OK(t)
 		p.sh("web", "grep x /data/v/file").OK(t)
-		p.do("rm", "--force", "--time=0", "web", other).OK(t)
+		p.remove("web", other)
 		wantNothingLeft(t, h)
 		if m, u := len(plug.Calls("Mount")), len(plug.Calls("Unmount")); m != 2 || u != 2 {
 			t.Errorf("%d mounts, %d unmounts", m, u)
@@ -126,7 +126,7 @@ func TestPodmanUserNamespace(t *testing.T) {
 						t.Errorf("remount %s of %s: %v", how, at, r)
 					}
 				}
-				p.do("rm", "--force", "--time=0", "c").OK(t)
+				p.remove("c")
 				wantNothingLeft(t, h)
 			})
 		}

@@ -29,13 +29,13 @@ func TestPodmanPrecreate(t *testing.T) {
 		}
 		p.do("restart", "--time=0", "c").OK(t)
 		p.sh("c", "test -e /data/v/file").OK(t)
-		p.do("rm", "--force", "--time=0", "c").OK(t)
+		p.remove("c")
 		wantNothingLeft(t, h)
 		if m, u := len(plug.Calls("Mount")), len(plug.Calls("Unmount")); m != 2 || u != 2 {
 			t.Errorf("%d mounts, %d unmounts", m, u)
 		}
 		p.run("--name=none")
-		p.do("rm", "--force", "--time=0", "none").OK(t)
+		p.remove("none")
 	})
 }
 

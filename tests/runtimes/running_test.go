@@ -92,7 +92,7 @@ func running(t *testing.T, h *harness.Host, e *engine) {
 	if r := h.Do(cmd); r.Exit != wire.System.Exit() && r.Exit != wire.NotFound.Exit() {
 		t.Errorf("the policy user asks %s: %v", e.name, r)
 	}
-	e.do("rm", "--force", "one", "two", "stopped").OK(t)
+	e.remove("one", "two", "stopped")
 }
 
 // TestDockerContainerizerJob is a job of Mesos' Docker containerizer: its container runs already, named after the task, and its volumes are in the parameters that docker run would have got.
@@ -121,11 +121,11 @@ func TestDockerContainerizerJob(t *testing.T) {
 			}
 		}
 		// The plugin counts ids, so that each of the two has its own.
-		e.do("rm", "--force", task).OK(t)
+		e.remove(task)
 		h.Policy("recover").OK(t)
 		wantNothingLeft(t, h)
 		e.sh(engines, "test -e /data/file").OK(t)
-		e.do("rm", "--force", engines).OK(t)
+		e.remove(engines)
 		if m, u := len(plug.Calls("Mount")), len(plug.Calls("Unmount")); m != 3 || u != 3 {
 			t.Errorf("%d mounts, %d unmounts: %v", m, u, plug.Calls())
 		}

@@ -1,0 +1,41 @@
+//go:build runtimes
+
+package runtimes
+
+import (
+	"path/filepath"
+	"strings"
+	"testing"
+
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
+
+	"github.com/bindgate/bindgate/tests/harness"
+)
+
+// TestCrunHook is what tests/e2e does with runc, by crun alone.
+func TestCrunHook(t *testing.T) {
+	run(t, func(t *testing.T, h *harness.Host) {
+		call := []specs.Hook{{Path: h.Bindgate(), Args: []string{"bindgate", "hook"}}}
+		o := harness.ContainerOptions{ID: "c", Runtime: "crun", Hooks: &specs.Hooks{CreateRuntime: call, Poststop: call}, Mapping: &harness.Mapping{HostID: 300000, Size: 65536}, Privileged: true,
+			Annotations: map[string]string{"io.bindgate.volume.0": "driver=local,name=v,target=/new/v,idmap"}}
+		c := h.Container(o)
+		c.Sh("touch /new/v/file && chown 1000:1000 /new/v/file").OK(t)
+		var st unix.Stat_t
+		if err := unix.Stat(filepath.Join(h.Volumes(), "v/file"), &st); err != nil || st.Uid != 1000 {
+			t.Errorf("the file is %d's: %v", st.Uid, err)
+		}
+		if r := c.Sh("mount -o remount,bind,suid /new/v"); r.Exit == 0 {
+			t.Error("the container remounts it")
+		}
+		c.Delete()
+		wantNothingLeft(t, h)
+
+		says := h.Path("says")
+		o.ID, o.Annotations = "refused", map[string]string{"io.bindgate.volume.0": "driver=local,name=v,target=/proc/v", "run.oci.hooks.stderr": says}
+		if _, r := h.TryContainer(o); r.Exit == 0 || !strings.Contains(r.Stderr, "exit code: 77") || !strings.Contains(h.ReadFile(says), "bindgate: cannot ") {
+			t.Errorf("%v\n%s", r, h.ReadFile(says))
+		}
+		wantNothingLeft(t, h)
+	})
+}
