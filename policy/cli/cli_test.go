@@ -470,3 +470,34 @@ func TestNothingSpeaksToTheTerminal(t *testing.T) {
 		}
 	}
 }
+
+// A hook gets the runtime's whole environment, or what a user of an engine chose.
+func TestHookClearsItsEnvironment(t *testing.T) {
+	saved := os.Environ()
+	defer func() {
+		for _, kv := range saved {
+			k, v, _ := strings.Cut(kv, "=")
+			os.Setenv(k, v)
+		}
+	}()
+	os.Setenv("HTTP_PROXY", "http://192.0.2.1:1")
+	s := newShell(t)
+	s.stdin = `{"id":"c","status":"stopped"}`
+	if r := s.run("hook"); r.status != 0 || r.out != "" || r.err != "" {
+		t.Errorf("%+v", r)
+	}
+	if env := os.Environ(); len(env) != 0 {
+		t.Errorf("%q", env)
+	}
+}
+
+func TestAProcessIsNamedOneWay(t *testing.T) {
+	s := newShell(t)
+	for _, args := range [][]string{{}, {"--runtime", "docker"}, {"--name", "x"}, {"--pid", "1", "--name", "x"}, {"--pid", "1", "--runtime", "docker", "--name", "x"}, {"--runtime", "rkt", "--name", "x"}} {
+		for _, verb := range []string{"isolate", "bind", "attach"} {
+			if r := s.run(append([]string{verb, "--container", "c"}, args...)...); r.status != 64 {
+				t.Errorf("%s %q: %+v", verb, args, r)
+			}
+		}
+	}
+}

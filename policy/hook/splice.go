@@ -3,7 +3,6 @@ package hook
 import (
 	"bytes"
 	"encoding/json"
-	"os"
 	"path"
 	"slices"
 	"strings"
@@ -92,6 +91,9 @@ func checkContainer(config []byte, h *conf.Helper) error {
 // sliceOf is the cgroup of a systemd slice: a-b.slice lies in a.slice (systemd.slice(5)).
 func sliceOf(name string) string {
 	base, p := strings.TrimSuffix(name, ".slice"), ""
+	if base == "-" { // the root
+		return ""
+	}
 	for i, r := range base + "-" {
 		if r == '-' && i > 0 {
 			p += "/" + base[:i] + ".slice"
@@ -181,36 +183,31 @@ func insert(config []byte, entries [][]byte) ([]byte, error) {
 		return config, nil
 	}
 	d := json.NewDecoder(bytes.NewReader(config))
-	t, err := d.Token()
-	if t != json.Delim('{') {
-		err = os.ErrInvalid
+	if t, _ := d.Token(); t != json.Delim('{') || !json.Valid(config) {
+		return nil, bad("cannot read config.json: it is no JSON object")
 	}
-	first := int(d.InputOffset())
-	at, text := first, `"mounts":[`+string(bytes.Join(entries, []byte(",")))+`]`
+	text := string(bytes.Join(entries, []byte(",")))
+	at, put := int(d.InputOffset()), `"mounts":[`+text+`]` // where there is none yet
 	if d.More() {
-		text += ","
+		put += ","
 	}
-	found := false
-	for err == nil && d.More() {
-		if t, err = d.Token(); err != nil {
-			break
-		}
-		key := t
+	for found := false; d.More(); {
+		key, _ := d.Token()
 		var value json.RawMessage
-		if err = d.Decode(&value); err != nil || key != "mounts" {
+		if err := d.Decode(&value); err != nil {
+			return nil, bad("cannot read config.json: %v", err)
+		}
+		if key != "mounts" {
 			continue
 		}
-		end := int(d.InputOffset())
-		if found || len(value) < 2 || value[0] != '[' { // twice, or null: podman writes neither
+		if found || value[0] != '[' { // podman writes neither
 			return nil, bad("cannot read config.json: mounts is there twice, or is no list")
 		}
 		found = true
-		if at, text = end-1, string(bytes.Join(entries, []byte(","))); len(bytes.TrimSpace(value[1:len(value)-1])) > 0 {
-			text = "," + text
+		at, put = int(d.InputOffset())-1, text
+		if len(bytes.TrimSpace(value[1:len(value)-1])) > 0 {
+			put = "," + text
 		}
 	}
-	if err != nil {
-		return nil, bad("cannot read config.json: it is no JSON object")
-	}
-	return slices.Concat(config[:at], []byte(text), config[at:]), nil
+	return slices.Concat(config[:at], []byte(put), config[at:]), nil
 }
