@@ -130,7 +130,9 @@ func TestHookThatFailsStopsTheContainer(t *testing.T) {
 			"no such driver":   {volumes("driver=absent,name=v,target=/data"), "absent"},
 			"nothing of a job": {map[string]string{"io.bindgate.volume.0": ""}, "empty"},
 		} {
-			_, r := h.TryContainer(harness.ContainerOptions{ID: strings.ReplaceAll(name, " ", "-"), Hooks: ociHooks(h), Annotations: x.annotations})
+			hooks := ociHooks(h)
+			hooks.Poststop = nil // runc would call it, not every runtime does
+			_, r := h.TryContainer(harness.ContainerOptions{ID: strings.ReplaceAll(name, " ", "-"), Hooks: hooks, Annotations: x.annotations})
 			t.Run(name, func(t *testing.T) { wantStopped(t, h.For(t), r, x.why) })
 		}
 		if m, u := len(p.Calls("Mount")), len(p.Calls("Unmount")); m != 3 || u != 2 { // one Mount failed
