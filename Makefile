@@ -48,6 +48,12 @@ test: deps ## vet, then all tests, on real kernels, containers and plugins
 	$(GO) vet ./...
 	SUDO='$(SUDO)' $(GO) test -count=1 -timeout 10m -exec '$(CURDIR)/tests/exec' ./...
 
+# Podman, crun and a Docker engine are unpacked into bin/runtimes, not installed.
+test-runtimes: deps ## the hooks and running containers, with podman, crun and a Docker engine
+	@SUDO='$(SUDO)' tests/runtimes/fetch
+	$(GO) vet -tags runtimes ./tests/runtimes
+	SUDO='$(SUDO)' $(GO) test -count=1 -timeout 10m -tags runtimes -exec '$(CURDIR)/tests/exec' ./tests/runtimes
+
 fuzz: ## every fuzz target for FUZZTIME (default 30s)
 	@packaging/fuzz $(or $(FUZZTIME),30s)
 
@@ -64,4 +70,4 @@ help: ## this list
 	@echo; echo 'variables: PREFIX=$(PREFIX) SYSCONFDIR=$(SYSCONFDIR) LOCALSTATEDIR=$(LOCALSTATEDIR) RUNDIR=$(RUNDIR) DESTDIR=$(DESTDIR)'
 	@echo '           BINDGATE_USER=$(BINDGATE_USER) BINDGATE_GROUP=$(BINDGATE_GROUP) SUDO=$(SUDO) VERSION=$(VERSION)'
 
-.PHONY: all install install-built uninstall demo test fuzz lint deps help FORCE
+.PHONY: all install install-built uninstall demo test test-runtimes fuzz lint deps help FORCE
