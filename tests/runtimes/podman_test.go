@@ -88,8 +88,12 @@ func TestPodmanPoststopThatNeverCame(t *testing.T) {
 		if r := p.do("run", "--network=none", "--cgroup-parent="+h.Cgroup(), annotation(0, "driver=local,name=v,target=/data"), "busybox", "/no/such/program"); r.Exit == 0 {
 			t.Fatalf("it started: %v", r)
 		}
+		id := p.run("--name=kept", annotation(0, "driver=local,name=v,target=/data"))
+		h.Policy("recover", "--owner", "oci", "--known", p.do("ps", "--all", "--quiet", "--no-trunc", "--filter=name=kept").OK(t).Stdout).OK(t)
+		if d := status(t, h); len(d.Containers) != 1 || d.Containers[0].Container != id {
+			t.Errorf("after recover: %+v", d)
+		}
 		p.do("rm", "--all", "--force", "--time=0").OK(t)
-		h.Policy("recover", "--owner", "oci").OK(t)
 		wantNothingLeft(t, h)
 	})
 }
