@@ -19,14 +19,18 @@ func TestCrunHook(t *testing.T) {
 		call := []specs.Hook{{Path: h.Bindgate(), Args: []string{"bindgate", "hook"}}}
 		o := harness.ContainerOptions{ID: "c", Runtime: "crun", Hooks: &specs.Hooks{CreateRuntime: call, Poststop: call}, Mapping: &harness.Mapping{HostID: 300000, Size: 65536}, Privileged: true,
 			Annotations: map[string]string{"io.bindgate.volume.0": "driver=local,name=v,target=/new/v,idmap"}}
+		// crun 1.8 cannot always join a user namespace that it made (setns: EPERM), so nothing is executed in the container later.
+		o.Command = []string{"/bin/sh", "-c", "touch /new/v/file && chown 1000:1000 /new/v/file; mount -o remount,bind,suid /new/v 2> /new/v/remount"}
+		o.CreateOnly = true
 		c := h.Container(o)
-		c.Sh("touch /new/v/file && chown 1000:1000 /new/v/file").OK(t)
+		c.Start()
+		c.Wait()
 		var st unix.Stat_t
 		if err := unix.Stat(filepath.Join(h.Volumes(), "v/file"), &st); err != nil || st.Uid != 1000 {
 			t.Errorf("the file is %d's: %v", st.Uid, err)
 		}
-		if r := c.Sh("mount -o remount,bind,suid /new/v"); r.Exit == 0 {
-			t.Error("the container remounts it")
+		if says := h.ReadFile(filepath.Join(h.Volumes(), "v/remount")); !strings.Contains(says, "ermission denied") {
+			t.Errorf("remounting it says %q", says)
 		}
 		c.Delete()
 		wantNothingLeft(t, h)
