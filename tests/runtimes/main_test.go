@@ -138,40 +138,41 @@ func image(h *harness.Host) string {
 
 const path = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
-// podman configures podman to run containers with a runtime, runc or crun, and with the hooks that packaging/oci has: hooks.d, and the folders named in more.
+// podman configures podman to run containers with a runtime, runc or crun, and with the hooks that packaging/oci has: hooks.d, and the folders named in more. Each has storage of its own: a podman that is
+// still cleaning up after a container shuts the storage's folder to the next one's user namespace.
 func podman(t *testing.T, h *harness.Host, runtime string, more ...string) *engine {
 	t.Helper()
-	h.Mkdir(h.Path("podman"), 0o755)
-	hooks := []string{}
 	checkout, err := harness.Checkout()
 	if err != nil {
 		t.Fatal(err)
 	}
+	top, err := os.MkdirTemp(h.Mkdir(h.Path("podman"), 0o755), runtime+"-")
+	if err != nil {
+		t.Fatal(err)
+	}
+	h.Mkdir(top, 0o755)
+	hooks := []string{}
 	for _, dir := range append([]string{"hooks.d"}, more...) {
 		files, _ := filepath.Glob(filepath.Join(checkout, "packaging/oci", dir, "*.json"))
 		if len(files) == 0 {
 			t.Fatalf("packaging/oci/%s is empty", dir)
 		}
-		hooks = append(hooks, h.Mkdir(h.Path("podman/oci", dir), 0o755))
+		hooks = append(hooks, h.Mkdir(filepath.Join(top, "oci", dir), 0o755))
 		for _, f := range files {
 			text := strings.ReplaceAll(h.ReadFile(f), "/usr/local/bin/bindgate", h.Bindgate())
-			h.WriteFile(h.Path("podman/oci", dir, filepath.Base(f)), text, 0o644)
+			h.WriteFile(filepath.Join(top, "oci", dir, filepath.Base(f)), text, 0o644)
 		}
 	}
 	dirs, _ := json.Marshal(hooks)
-	conf, storage := h.Path("podman/containers.conf"), h.Path("podman/storage.conf")
-	h.WriteFile(conf, fmt.Sprintf("[engine]\ncgroup_manager = \"cgroupfs\"\nevents_logger = \"none\"\nruntime = %q\nhooks_dir = %s\ntmp_dir = %q\nstatic_dir = %q\nvolume_path = %q\n", runtime, dirs,
-		h.Path("podman/tmp"), h.Path("podman/libpod"), h.Path("podman/volumes")), 0o644)
-	h.WriteFile(storage, fmt.Sprintf("[storage]\ndriver = \"vfs\"\ngraphroot = %q\nrunroot = %q\n", h.Path("podman/root"), h.Path("podman/run")), 0o644)
-	e := &engine{t: t, h: h, name: "podman", env: []string{path, "HOME=/root", "CONTAINERS_CONF=" + conf, "CONTAINERS_STORAGE_CONF=" + storage}}
-	if r := e.do("image", "exists", "busybox"); r.Exit != 0 {
-		e.do("import", "--quiet", image(h), "busybox").OK(t)
-	}
+	h.WriteFile(top+"/containers.conf", fmt.Sprintf("[engine]\ncgroup_manager = \"cgroupfs\"\nevents_logger = \"none\"\nruntime = %q\nhooks_dir = %s\ntmp_dir = %q\nstatic_dir = %q\nvolume_path = %q\n", runtime, dirs,
+		top+"/tmp", top+"/libpod", top+"/volumes"), 0o644)
+	h.WriteFile(top+"/storage.conf", fmt.Sprintf("[storage]\ndriver = \"vfs\"\ngraphroot = %q\nrunroot = %q\n", top+"/root", top+"/run"), 0o644)
+	e := &engine{t: t, h: h, name: "podman", env: []string{path, "HOME=/root", "CONTAINERS_CONF=" + top + "/containers.conf", "CONTAINERS_STORAGE_CONF=" + top + "/storage.conf"}}
 	t.Cleanup(func() {
 		e.do("rm", "--all", "--force", "--time=0")
-		h.Sh("umount -q " + h.Path("podman/root/vfs-containers") + "/*/userdata/shm || true")
-		h.Sh("umount -q " + h.Path("podman/root") + " || true")
+		h.Sh("umount -q " + top + "/root || true; rm -rf " + top)
 	})
+	e.do("import", "--quiet", image(h), "busybox").OK(t)
 	return e
 }
 
