@@ -212,6 +212,22 @@ func TestHookReplacesWhatAnEarlierStartLeft(t *testing.T) {
 	})
 }
 
+// TestHookOverTheSocket: config.json was opened before Landlock, which leaves the policy process no other way to it.
+func TestHookOverTheSocket(t *testing.T) {
+	harness.Run(t, func(h *harness.Host) {
+		h.PolicyTOML(harness.DefaultPolicyTOML + "[helper]\ntransport = \"socket\"\nsocket = \"" + serveHelper(t, h) + "\"\n[[rule]]\naction = \"allow\"\n")
+		c := h.Container(harness.ContainerOptions{ID: "c", Hooks: ociHooks(h), Annotations: volumes("driver=local,name=v,target=/data")})
+		c.Sh("touch /data/file").OK(t)
+		out := precreate(h, podmanConfig(t, h, volumes("driver=local,name=v,target=/data"))).OK(t).Stdout
+		if !strings.Contains(out, filepath.Join(h.Volumes(), "v")) {
+			t.Errorf("precreate printed %s", out)
+		}
+		h.Policy("cleanup", "--owner", "oci", "--container", podmanID).OK(t)
+		c.Delete()
+		wantNothingLeft(t, h)
+	})
+}
+
 // TestHookInUserNamespace: the volume is there before the container pivots, its directory is root's of the container, and with idmap so are the files.
 func TestHookInUserNamespace(t *testing.T) {
 	harness.Run(t, func(h *harness.Host) {
