@@ -1,14 +1,17 @@
 package lifecycle
 
 import (
+	"context"
 	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	"github.com/bindgate/bindgate/wire"
 )
@@ -177,6 +180,96 @@ func TestRecoverMovesCorruptRecordsAsideAndCarriesOn(t *testing.T) {
 			})
 		}
 	}
+}
+
+// Whoever reads them: a record of which a byte is missing or a bit is wrong is never believed, and never more than a warning.
+func TestNoPartOfARecordIsBelieved(t *testing.T) {
+	w := newWorld(t)
+	w.create(t, "a")
+	iso := w.open(t, "")
+	c := newChild(t)
+	ok[*Isolated](t)(iso.Attach(t.Context(), request(t, "web", "a:/a"), c.PID))
+	for name, read := range map[string]func() error{
+		"containers/default@web":                   func() error { return second(iso.readContainer(reference{"default", "web"})) },
+		"volumes/" + (volumeID{"fake", "a"}).key(): func() error { return second(iso.readVolume(volumeID{"fake", "a"})) },
+	} {
+		file := filepath.Join(w.policy.State.Dir, name+".rec")
+		good, err := os.ReadFile(file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		try := func(what string, data []byte) {
+			if err := os.WriteFile(file, data, 0o600); err != nil {
+				t.Fatal(err)
+			}
+			if err := read(); !isCode(err, wire.StateCorrupt) {
+				t.Errorf("%s, %s: %v", name, what, err)
+			}
+		}
+		for n := range good {
+			try(fmt.Sprint("torn at byte ", n), good[:n])
+			if n%16 == 0 { // as a whole
+				if s := ok[*Status](t)(iso.Status(t.Context(), StatusQuery{})); len(s.Warnings) != 1 || len(s.Containers)+len(s.Volumes) != 1 {
+					t.Errorf("%s, torn at byte %d: %+v", name, n, s)
+				}
+			}
+			for bit := range 8 {
+				bad := slices.Clone(good)
+				bad[n] ^= 1 << bit
+				try(fmt.Sprintf("byte %d, bit %d", n, bit), bad)
+			}
+		}
+		for _, text := range []string{"", "null", "[]", "{}", "{\"volumes\":[null],\"owner\":\"default\",\"container\":\"web\"}", "{\"driver\":\"fake\",\"name\":\"a\",\"holds\":[null]}",
+			"{\"volumes\":7}", "{\"holds\":\"x\"}", strings.Repeat("[", 100000)} { // with a right checksum
+			store := iso.containers
+			if strings.HasPrefix(name, "volumes") {
+				store = iso.volumes
+			}
+			if err := store.Write(filepath.Base(name), []byte(text)); err != nil {
+				t.Fatal(err)
+			}
+			if err := read(); !isCode(err, wire.StateCorrupt) {
+				t.Errorf("%s, %.60s: %v", name, text, err)
+			}
+		}
+		if err := os.WriteFile(file, good, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	c.end(t)
+	ok[*Recovered](t)(iso.Recover(t.Context(), RecoverOptions{}))
+	w.empty(t)
+}
+
+// A container that somebody is at work on is not repaired behind his back.
+func TestRecoverRestoresAReferenceUnderItsContainersLock(t *testing.T) {
+	w := newWorld(t)
+	w.create(t, "a")
+	iso := w.open(t, "")
+	ok[*Prepared](t)(iso.Prepare(t.Context(), request(t, "web", "a:/a")))
+	if err := iso.volumes.Remove((volumeID{"fake", "a"}).key()); err != nil {
+		t.Fatal(err)
+	}
+	unlock, err := iso.lockContainers(t.Context(), reference{"default", "web"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 200*time.Millisecond)
+	defer cancel()
+	out, err := iso.Recover(ctx, RecoverOptions{})
+	want(t, err, wire.Timeout, "--timeout")
+	if out == nil || len(out.Errors) == 0 {
+		t.Errorf("%+v", out)
+	}
+	if v := ok[*volumeRecord](t)(iso.readVolume(volumeID{"fake", "a"})); len(v.Holds) != 0 {
+		t.Errorf("%+v", v)
+	}
+	unlock()
+	ok[*Recovered](t)(iso.Recover(t.Context(), RecoverOptions{}))
+	if out := ok[*Cleaned](t)(iso.Cleanup(t.Context(), "web", CleanupOptions{})); len(out.Unmounted) != 1 {
+		t.Errorf("%+v", out)
+	}
+	w.empty(t)
 }
 
 func TestRecoverOfALostJournalReportsWhatLives(t *testing.T) {

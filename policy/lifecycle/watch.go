@@ -62,7 +62,7 @@ func (iso *Isolator) Watch(ctx context.Context, o WatchOptions) error {
 		return failure(err)
 	}
 	work, giveUp := context.WithCancel(context.WithoutCancel(ctx))
-	w := &watch{iso: iso, o: o, work: work, stop: make(chan struct{}), followed: map[string]*followed{}, holders: map[int]*followed{}, nested: map[string]*process{},
+	w := &watch{iso: iso, o: o, work: work, stop: make(chan struct{}), followed: map[string]*followed{}, holders: map[int]*followed{},
 		records: make(chan recordEvent), ended: make(chan *followed), done: make(chan func()), state: WatchState{Cleaned: map[string]int{}, Recovers: map[string]int{}}}
 	w.wait.Go(func() { w.read(records) })
 	defer func() {
@@ -127,7 +127,6 @@ type watch struct {
 
 	followed map[string]*followed // by container
 	holders  map[int]*followed    // by pid: processes that held a mount when it was to be detached or unmounted
-	nested   map[string]*process  // containers that have ended and wait for their nested ones to be cleaned up
 
 	recovering  bool
 	again, soon bool          // there is to be another recover: at once when it has ended, or soon
@@ -197,12 +196,6 @@ func (w *watch) record(e recordEvent) {
 		return
 	}
 	w.look(id, true)
-	if e.gone {
-		for id, p := range w.nested {
-			delete(w.nested, id)
-			w.clean(id, p)
-		}
-	}
 }
 
 // look reads a container's record and follows its process, if it has one. A process that has ended already is cleaned up after, if it was not known before.
@@ -299,8 +292,7 @@ func (w *watch) clean(id string, p *process) {
 				return
 			case err == nil:
 				w.iso.log.Info("cleaned up", "container", id, "unmounted", len(out.Unmounted))
-			case stage == "nested":
-				w.nested[id] = p
+			case stage == "nested": // each of those that is cleaned up is taken out of this one's record, of which we get word
 				return
 			default:
 				w.iso.log.Warn("not cleaned up yet", "container", id, "error", err)
@@ -403,7 +395,6 @@ func result(err error) string {
 // A recordEvent is what happened in the folder of the containers' records.
 type recordEvent struct {
 	name   string // of the record
-	gone   bool   // it was removed
 	missed bool   // events were lost
 	err    error  // there will be no more
 }
@@ -449,7 +440,7 @@ func (w *watch) read(records *os.File) {
 			mask, length := binary.NativeEndian.Uint32(data[4:]), binary.NativeEndian.Uint32(data[12:])
 			file := string(bytes.TrimRight(data[unix.SizeofInotifyEvent:][:length], "\x00"))
 			data = data[unix.SizeofInotifyEvent+length:]
-			e := recordEvent{gone: mask&unix.IN_DELETE != 0, missed: mask&unix.IN_Q_OVERFLOW != 0}
+			e := recordEvent{missed: mask&unix.IN_Q_OVERFLOW != 0}
 			if mask&unix.IN_IGNORED != 0 || mask&unix.IN_ISDIR != 0 && file == containersDir {
 				e.err = wire.Errorf(wire.System, "state", "cannot watch the journal any longer: its folder is gone")
 			}

@@ -256,6 +256,12 @@ func TestWatchFinishesWhatIsUnderWay(t *testing.T) {
 	c.end(t)
 	<-asked
 	watch.end()
+	select {
+	case err := <-watch.err:
+		t.Errorf("it has ended, with a driver's call under way: %v", err)
+		watch.err <- nil
+	case <-time.After(300 * time.Millisecond): // long enough for one that does not wait
+	}
 	close(answer)
 	watch.stop()
 	w.empty(t)
