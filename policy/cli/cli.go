@@ -39,6 +39,7 @@ type app struct {
 	name   string                         // by which it was called
 	become func(*config.Policy) error     // give up root, or refuse
 	reads  []string                       // files that it reads after that, by their paths
+	writes []string                       // folders that it writes to, likewise
 	load   func() (*config.Policy, error) // policy.toml
 	seam   func(*lifecycle.Options)       // for tests
 
@@ -198,7 +199,7 @@ as anyone else it refuses. Who may use which volume is decided by the [[rule]]s 
 }
 
 // start gives up root and whatever else it can, and opens the journal. Every command that reads a job, a record or a driver's answer calls it first; what it
-// is to read from a file by then is in a.reads.
+// is to read from a file by then is in a.reads, and where it writes in a.writes.
 func (a *app) start(cmd *cobra.Command) (context.Context, *session, error) {
 	if a.output != "" && a.output != "table" && a.output != "json" {
 		return nil, nil, usageError("cannot write %q: -o is table or json", a.output)
@@ -217,7 +218,7 @@ func (a *app) start(cmd *cobra.Command) (context.Context, *session, error) {
 	if err := a.become(policy); err != nil {
 		return nil, nil, err
 	}
-	if err := confine(policy, a.reads); err != nil {
+	if err := confine(policy, a.reads, a.writes); err != nil {
 		return nil, nil, err
 	}
 	log := slog.New(slog.NewTextHandler(a.Err, &slog.HandlerOptions{Level: level}))

@@ -34,13 +34,13 @@ const (
 )
 
 // confine gives up for good what a policy process has no use for where the helper is reached over a socket: no_new_privs in every thread, and by Landlock all
-// files but the journal (to write) and those it reads: read names more of these, such as the job's. It starts no program and makes no device. What is open
+// files but the journal (to write) and those it reads: read names more of these, such as the job's, and write more folders to write to. It starts no program and makes no device. What is open
 // stays usable; sockets can be connected to wherever their permissions allow it.
 //
 // The setuid helper starts with what its caller has: it would have neither a setuid bit nor files. So with that transport nothing is done here.
 //
 // Errors: unsupported_kernel without Landlock, of which nothing stands in the stead.
-func confine(p *config.Policy, read []string) error {
+func confine(p *config.Policy, read, write []string) error {
 	if p.Helper.Transport != config.TransportSocket {
 		return nil
 	}
@@ -60,7 +60,7 @@ func confine(p *config.Policy, read []string) error {
 	if err := landlock.V6.RestrictPaths(
 		landlock.PathAccess(readFile, there(files, fs.FileMode.IsRegular)...), // of others, such as pipes, Landlock knows nothing
 		landlock.PathAccess(readDir, there(dirs, fs.FileMode.IsDir)...),
-		landlock.PathAccess(journal, there([]string{p.State.Dir}, fs.FileMode.IsDir)...),
+		landlock.PathAccess(journal, there(append([]string{p.State.Dir}, write...), fs.FileMode.IsDir)...),
 	); err != nil {
 		return fail(err)
 	}

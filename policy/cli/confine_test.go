@@ -135,7 +135,7 @@ func confinedMain(dir string) {
 	if err := become(p); err != nil {
 		panic(err)
 	}
-	if err := confine(p, []string{dir + "/jobs/job.json", "-", dir + "/missing"}); err != nil {
+	if err := confine(p, []string{dir + "/jobs/job.json", "-", dir + "/missing"}, nil); err != nil {
 		panic(err)
 	}
 	close(begin)

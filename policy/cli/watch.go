@@ -3,6 +3,7 @@ package cli
 import (
 	"context"
 	"fmt"
+	"path/filepath"
 	"sync"
 	"time"
 
@@ -35,6 +36,9 @@ cleanup and each recover.`,
 			m := newMeter(a.owner)
 			a.observe = m.call
 			o.Limit, a.timeout = a.timeout, 0
+			if file != "" {
+				a.writes = []string{filepath.Dir(file)}
+			}
 			ctx, s, err := a.start(cmd)
 			if err != nil {
 				return err

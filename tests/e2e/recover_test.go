@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"encoding/json"
 	"fmt"
-	"hash/crc32"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -17,6 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/bindgate/bindgate/policy/lifecycle"
+	"github.com/bindgate/bindgate/state"
 	"github.com/bindgate/bindgate/tests/harness"
 	"github.com/bindgate/bindgate/wire"
 )
@@ -43,11 +43,23 @@ func onlyRecord(t *testing.T, dir string) string {
 	return files[0]
 }
 
-// signed is a record with a right checksum, whatever it says.
-func signed(schema int, boot string, payload []byte) []byte {
-	head := fmt.Sprintf("bindgate-record schema=%d boot=%s size=%d ", schema, boot, len(payload))
-	table := crc32.MakeTable(crc32.Castagnoli)
-	return append(fmt.Appendf(nil, "%scrc32c=%08x\n", head, crc32.Update(crc32.Checksum([]byte(head), table), table, payload)), payload...)
+// writeRecord makes a payload the record in a file, with a right checksum, whatever it says. The file's owner stays.
+func writeRecord(t *testing.T, file, boot string, payload []byte) {
+	t.Helper()
+	var st unix.Stat_t
+	err := unix.Stat(file, &st)
+	if err == nil {
+		var store *state.Store
+		if store, err = state.Open(filepath.Dir(file), boot, false); err == nil {
+			defer store.Close()
+			if err = store.Write(strings.TrimSuffix(filepath.Base(file), ".rec"), payload); err == nil {
+				err = os.Chown(file, int(st.Uid), int(st.Gid))
+			}
+		}
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
 }
 
 // edit changes what a record of the journal says, as a crash at another instruction would have left it.
@@ -57,26 +69,21 @@ func edit(t *testing.T, file string, change func(map[string]any)) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	head, payload, _ := bytes.Cut(data, []byte("\n"))
-	var schema, size int
-	var boot string
-	if _, err := fmt.Sscanf(string(head), "bindgate-record schema=%d boot=%s size=%d", &schema, &boot, &size); err != nil {
-		t.Fatal(err)
-	}
+	head, payload, _ := strings.Cut(string(data), "\n")
+	_, boot, _ := strings.Cut(head, "boot=")
+	boot, _, _ = strings.Cut(boot, " ")
 	record := map[string]any{}
-	d := json.NewDecoder(bytes.NewReader(payload))
+	d := json.NewDecoder(strings.NewReader(payload))
 	d.UseNumber()
 	if err := d.Decode(&record); err != nil {
 		t.Fatal(err)
 	}
 	change(record)
-	payload, err = json.Marshal(record)
-	if err == nil {
-		err = os.WriteFile(file, signed(schema, boot, payload), 0o600) // the owner stays
-	}
+	edited, err := json.Marshal(record)
 	if err != nil {
 		t.Fatal(err)
 	}
+	writeRecord(t, file, boot, edited)
 }
 
 // mountsOf are the mounts at or below a path in the mount namespace of a process.
@@ -632,9 +639,11 @@ func TestT35_Records(t *testing.T) {
 		h.AllowAll()
 		p := h.Plugin("plugin", "-bind", "-count", "none")
 		boot := strings.TrimSpace(h.ReadFile("/proc/sys/kernel/random/boot_id")) // a record of another is no corrupt one (TestRecoverAfterAReboot)
-		payload := func(data []byte) []byte { _, p, _ := bytes.Cut(data, []byte("\n")); return p }
 		write := func(f func([]byte) []byte) func(string, []byte) error {
 			return func(file string, data []byte) error { return os.WriteFile(file, f(data), 0o600) }
+		}
+		signed := func(payload []byte) func(string, []byte) error { // with a right checksum
+			return func(file string, _ []byte) error { writeRecord(t, file, boot, payload); return nil }
 		}
 		anew := func(f func(string, []byte) error) func(string, []byte) error {
 			return func(file string, data []byte) error {
@@ -645,21 +654,19 @@ func TestT35_Records(t *testing.T) {
 			}
 		}
 		spoil := map[string]func(file string, data []byte) error{
-			"empty":             write(func([]byte) []byte { return nil }),
-			"a byte":            write(func(b []byte) []byte { return b[:1] }),
-			"its first line":    write(func(b []byte) []byte { return b[:bytes.IndexByte(b, '\n')+1] }),
-			"half":              write(func(b []byte) []byte { return b[:len(b)/2] }),
-			"a byte less":       write(func(b []byte) []byte { return b[:len(b)-1] }),
-			"a bit of the head": write(func(b []byte) []byte { b[18] ^= 1; return b }),
-			"a bit of the boot": write(func(b []byte) []byte { b[35] ^= 1; return b }),
-			"a bit of the rest": write(func(b []byte) []byte { b[len(b)-9] ^= 4; return b }),
-			"prose":             write(func([]byte) []byte { return []byte("hello\n") }),
-			"a newer schema":    write(func(b []byte) []byte { return signed(2, boot, payload(b)) }),
-			"signed nonsense":   write(func([]byte) []byte { return signed(1, boot, []byte("\x00\xff{]")) }),
-			"signed emptiness":  write(func([]byte) []byte { return signed(1, boot, nil) }),
-			"another's name": write(func(b []byte) []byte {
-				return signed(1, boot, []byte(`{"driver":"a","name":"b","owner":"x","container":"y","volumes":[null],"holds":[null]}`))
-			}),
+			"empty":               write(func([]byte) []byte { return nil }),
+			"a byte":              write(func(b []byte) []byte { return b[:1] }),
+			"its first line":      write(func(b []byte) []byte { return b[:bytes.IndexByte(b, '\n')+1] }),
+			"half":                write(func(b []byte) []byte { return b[:len(b)/2] }),
+			"a byte less":         write(func(b []byte) []byte { return b[:len(b)-1] }),
+			"a bit of the head":   write(func(b []byte) []byte { b[18] ^= 1; return b }),
+			"a bit of the boot":   write(func(b []byte) []byte { b[35] ^= 1; return b }),
+			"a bit of the rest":   write(func(b []byte) []byte { b[len(b)-9] ^= 4; return b }),
+			"prose":               write(func([]byte) []byte { return []byte("hello\n") }),
+			"a newer schema":      write(func(b []byte) []byte { return bytes.Replace(b, []byte("schema=1 "), []byte("schema=2 "), 1) }),
+			"signed nonsense":     signed([]byte("\x00\xff{]")),
+			"signed emptiness":    signed(nil),
+			"another's name":      signed([]byte(`{"driver":"a","name":"b","owner":"x","container":"y","volumes":[null],"holds":[null]}`)),
 			"huge":                func(file string, _ []byte) error { return os.Truncate(file, 100<<20) },
 			"another user's":      func(file string, _ []byte) error { return os.Chown(file, 64999, 64999) },
 			"with a hard link":    func(file string, _ []byte) error { return os.Link(file, h.Path("tmp", "link")) },
@@ -791,4 +798,3 @@ func other(t *testing.T, list, known []string) string {
 	}
 	return list[0]
 }
-

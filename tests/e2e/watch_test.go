@@ -306,6 +306,28 @@ func TestWatchIsKilled(t *testing.T) {
 	})
 }
 
+// Where the helper is reached over a socket the watch is confined to what it needs: the journal, and where its metrics go.
+func TestWatchOverTheSocket(t *testing.T) {
+	harness.Run(t, func(h *harness.Host) {
+		socket := serveHelper(t, h)
+		h.PolicyTOML(harness.DefaultPolicyTOML + "[helper]\ntransport = \"socket\"\nsocket = \"" + socket + "\"\n[[rule]]\naction = \"allow\"\n")
+		p := h.Plugin("plugin", "-bind")
+		w := watch(t, h, "default", "--interval", "1h")
+		c := h.SharedRoot(harness.SharedRootOptions{ID: "c"})
+		attach(t, h, c, plugin("plugin", "v", h.Mkdir(filepath.Join(h.HostPaths(), "c"), 0o755)))
+		w.hears("STATUS=waiting for the end of 1 containers; .*")
+		c.Kill()
+		awaitNoRecord(t, h, "default@c")
+		w.awaitMetric(`bindgate_cleanups_total{result="ok"}`, 1)
+		if s := h.ReadFile(fmt.Sprintf("/proc/%d/status", w.cmd.Process.Pid)); !strings.Contains(s, "NoNewPrivs:\t1\n") {
+			t.Errorf("it is not confined: %s", s)
+		}
+		w.stop()
+		wantBalance(t, h, p, 1)
+		wantNothingLeft(t, h)
+	})
+}
+
 // What is pending is tried again, by itself: when a driver is back, and when a process ends that held a mount.
 func TestWatchTriesAgain(t *testing.T) {
 	harness.Run(t, func(h *harness.Host) {
