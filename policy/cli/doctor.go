@@ -108,4 +108,3 @@ func showReport(t *tables, r *doctor.Report, all bool) {
 		fmt.Fprintf(t.w, "\n%s\n", t.paint("As root bindgate doctor sees more.", text.Colors{text.Faint}))
 	}
 }
-

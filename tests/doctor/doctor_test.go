@@ -40,10 +40,10 @@ type breach struct {
 	state string    // "" is failed
 	code  wire.Code // of it, if it failed
 	says  string
-	fix   string    // the commands hold this; "" none
-	mends bool      // they can be run, and all is well then
-	safe  bool      // --fix does it, too
-	also  string    // what else fails
+	fix   string // the commands hold this; "" none
+	mends bool   // they can be run, and all is well then
+	safe  bool   // --fix does it, too
+	also  string // what else fails
 	as    []harness.User
 }
 
@@ -93,7 +93,9 @@ func TestBreaches(t *testing.T) {
 		{name: "policy.toml has an unknown key", do: sh("echo 'nonsense = 1' >etc/bindgate/policy.toml"), check: "config.policy", code: wire.Config, says: "nonsense"},
 		{name: "policy.toml is writable", do: chmod("etc/bindgate/policy.toml", 0o666), check: "config.policy", code: wire.Config, says: "0666", fix: "chmod go-w", mends: true},
 		{name: "no rule", do: func(t *testing.T, h *harness.Host) { h.PolicyTOML(harness.DefaultPolicyTOML) }, check: "config.policy", state: "warning", says: "no [[rule]]"},
-		{name: "the policy user is nobody", do: func(t *testing.T, h *harness.Host) { h.PolicyTOML("user = \"nosuchuser\"\n" + h.ReadFile(h.Path("etc/bindgate/policy.toml"))) },
+		{name: "the policy user is nobody", do: func(t *testing.T, h *harness.Host) {
+			h.PolicyTOML("user = \"nosuchuser\"\n" + h.ReadFile(h.Path("etc/bindgate/policy.toml")))
+		},
 			check: "user", code: wire.Config, says: "nosuchuser", also: "folder.journal helper.group", as: rootOnly},
 
 		{name: "volumes can be read", do: chmod("var/lib/bindgate/volumes", 0o755), check: "folder.volumes", code: wire.Config, says: "0755", fix: "chmod 0700", mends: true, safe: true},
