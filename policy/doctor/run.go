@@ -1,6 +1,7 @@
 package doctor
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -49,11 +50,7 @@ func (d *Doctor) AsPolicyUser(ctx context.Context, iso *lifecycle.Isolator) {
 
 // Stopped looks at what can be seen without becoming the policy user, or without its journal, because of err.
 func (d *Doctor) Stopped(err error) {
-	check := "folder.records"
-	if wire.AsError(err).Stage == "user" {
-		check = "user"
-	}
-	d.failed(check, err)
+	d.failed(cmp.Or(map[string]string{"user": "user", "confine": "kernel.Landlock"}[wire.AsError(err).Stage], "folder.records"), err)
 	d.anyone()
 	d.kernel()
 }

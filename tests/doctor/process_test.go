@@ -70,6 +70,13 @@ func TestSocketTransport(t *testing.T) {
 		if c := rep.find("kernel.SO_PEERPIDFD"); len(c) != 1 {
 			t.Errorf("%v", r)
 		}
+		// bindgate confines itself there, and goes no further where it cannot.
+		rep, r = through(t, h, filter(t, h), fmt.Sprint(unix.SYS_LANDLOCK_CREATE_RULESET), fmt.Sprint(int(unix.ENOSYS)), "--")
+		r.Exits(t, 71)
+		rep.only(t, "kernel.Landlock")
+		if c := rep.find("kernel.Landlock"); len(c) != 1 || c[0].Code != "unsupported_kernel" || !strings.Contains(c[0].Hint, "CONFIG_SECURITY_LANDLOCK") {
+			t.Errorf("%v", r)
+		}
 	})
 }
 
