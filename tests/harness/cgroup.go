@@ -72,10 +72,9 @@ func hasOptions(options, wanted string) bool {
 }
 
 // EnterCgroup puts a process into a cgroup, made where it is missing, in every hierarchy in which this process is not at the root, or in at least
-// one: the least that a target rule for it needs. The cgroup goes with the test.
+// one: the least that a target rule for it needs.
 func (h *Host) EnterCgroup(pid int, cgroup string) {
 	h.t.Helper()
-	h.t.Cleanup(func() { h.removeCgroup(cgroup) })
 	all, err := hierarchies()
 	h.check(err)
 	if len(all) == 0 {

@@ -330,11 +330,12 @@ func (c *Container) Delete() {
 			c.h.Do(c.Runc("delete", "--force", c.ID)).OK(c.h.t)
 			c.h.check(os.RemoveAll(c.Bundle))
 		}
-		c.h.removeCgroup(c.Cgroup)
+		c.h.RemoveCgroup(c.Cgroup)
 	})
 }
 
-func (h *Host) removeCgroup(cgroup string) {
+// RemoveCgroup removes a cgroup of the host's in which nothing is any more.
+func (h *Host) RemoveCgroup(cgroup string) {
 	all, err := hierarchies()
 	h.check(err)
 	for _, y := range all {

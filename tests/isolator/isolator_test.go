@@ -39,6 +39,7 @@ func newSite(t *testing.T, h *harness.Host) *site {
 	h.AllowAll()
 	h.PolicyTOML(h.ReadFile(h.Path("etc/bindgate/policy.toml")) + "[helper]\ntransport = \"socket\"\n")
 	h.ServeHelper()
+	t.Cleanup(func() { h.RemoveCgroup(h.Cgroup() + "/agent") })
 	s := &site{t: t, h: h, dir: h.Path("agent"), count: h.Path("agent/count")}
 	// The build folder is the checkout's, which the policy user may not be able to reach.
 	data, err := os.ReadFile(h.Program("isolator"))
