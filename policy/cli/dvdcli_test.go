@@ -5,6 +5,8 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"unicode"
+	"unicode/utf8"
 
 	"github.com/bindgate/bindgate/policy/config"
 	"github.com/bindgate/bindgate/wire"
@@ -99,4 +101,27 @@ func TestDvdcliRefusalPrintsTheRule(t *testing.T) {
 			t.Errorf("%q is not in %q", line, r.err)
 		}
 	}
+}
+
+// FuzzVolumeOpts: whatever a flag holds, options that can be passed on or one printable line.
+func FuzzVolumeOpts(f *testing.F) {
+	for _, s := range []string{"", "size=5", "size=5,iops=150", `"o=a,b"`, `"`, "=", "a=b=c", "a", ",", "a=\"b\"", "a=b\nc=d", "\xff=1", "k=\x1b"} {
+		f.Add(s, "")
+		f.Add("size=1", s)
+	}
+	f.Fuzz(func(t *testing.T, one, two string) {
+		opts, err := volumeOpts([]string{one, two})
+		if err != nil {
+			e := wire.AsError(err)
+			if e.Code != wire.Usage && e.Code != wire.InvalidRequest || strings.ContainsFunc(e.Message, unicode.IsControl) {
+				t.Errorf("%s: %q", e.Code, e.Message)
+			}
+			return
+		}
+		for k, v := range opts {
+			if k == "" || !utf8.ValidString(k+v) || strings.ContainsFunc(k+v, unicode.IsControl) || !strings.Contains(strings.ReplaceAll(one+two, `"`, ""), strings.ReplaceAll(k+"="+v, `"`, "")) {
+				t.Errorf("%q, %q: %q", one, two, opts)
+			}
+		}
+	})
 }

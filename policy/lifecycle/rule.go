@@ -71,10 +71,14 @@ func (iso *Isolator) permit(u use) error {
 		return nil
 	}
 	e := wire.Errorf(wire.Denied, "rule", "cannot use volume %s: %s", u.volumeID, why(n, false))
-	if n > 0 {
-		return e.WithHint("to allow it, put this before rule %d of policy.toml:\n%s", n, ruleFor(u))
+	also := "" // a job's author may have chosen the name for it
+	if strings.Contains(u.Name+u.Path, "*") {
+		also = " (the * in it stands for any characters, so it allows others, too)"
 	}
-	return e.WithHint("to allow it, add this to policy.toml:\n%s", ruleFor(u))
+	if n > 0 {
+		return e.WithHint("to allow it, put this%s before rule %d of policy.toml:\n%s", also, n, ruleFor(u))
+	}
+	return e.WithHint("to allow it, add this%s to policy.toml:\n%s", also, ruleFor(u))
 }
 
 // permitLook is permit for looking at a volume, which whoever may use it in any mode may do.

@@ -149,3 +149,38 @@ func FuzzParseVolumeFlag(f *testing.F) {
 		}
 	})
 }
+
+// FuzzFromOCI: besides, no volume comes from the environment unless that is asked for, and what comes from there has a container path.
+func FuzzFromOCI(f *testing.F) {
+	files, _ := filepath.Glob(filepath.Join(vectors, "*oci-*.json"))
+	for _, file := range files {
+		data, err := os.ReadFile(file)
+		if err != nil {
+			f.Fatal(err)
+		}
+		f.Add(data, "", "", false)
+		f.Add(data, "io.bindgate.volume.7", "driver=d,name=n,target=/t", true)
+	}
+	f.Add([]byte(`{"ociVersion":"1.2.0","process":{"env":["DVDI_VOLUME_NAME=v","DVDI_VOLUME_CONTAINERPATH=/v"]}}`), "", "", true)
+	f.Add([]byte(`{"ociVersion":"1.2.0","process":{"env":["DVDI_VOLUME_NAME=v"]}}`), "", "", true)
+	f.Fuzz(func(t *testing.T, config []byte, key, value string, env bool) {
+		annotations := map[string]string{}
+		if key != "" {
+			annotations[key] = value
+		}
+		j, err := FromOCI(config, annotations, env)
+		if err != nil {
+			checkError(t, err)
+			return
+		}
+		for _, v := range j.Volumes {
+			checkVolume(t, v)
+			if v.Scope != ScopeContainer || !env && !strings.HasPrefix(v.Field, "annotations") {
+				t.Errorf("%+v", v)
+			}
+		}
+		if err := j.Validate(); err != nil {
+			t.Errorf("what FromOCI returned is not valid: %v", err)
+		}
+	})
+}
