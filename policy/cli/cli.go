@@ -39,7 +39,7 @@ type app struct {
 	name   string                         // by which it was called
 	become func(*config.Policy) error     // give up root, or refuse
 	reads  []string                       // files that it reads after that, by their paths
-	writes []string                       // folders that it writes to, likewise
+	writes []string                       // folders that it writes to after that
 	load   func() (*config.Policy, error) // policy.toml
 	seam   func(*lifecycle.Options)       // for tests
 
@@ -199,7 +199,7 @@ as anyone else it refuses. Who may use which volume is decided by the [[rule]]s 
 }
 
 // start gives up root and whatever else it can, and opens the journal. Every command that reads a job, a record or a driver's answer calls it first; what it
-// is to read from a file by then is in a.reads, and where it writes in a.writes.
+// is to read or write besides by then is in a.reads and a.writes.
 func (a *app) start(cmd *cobra.Command) (context.Context, *session, error) {
 	if a.output != "" && a.output != "table" && a.output != "json" {
 		return nil, nil, usageError("cannot write %q: -o is table or json", a.output)

@@ -29,18 +29,18 @@ var (
 const (
 	readFile = landlock.AccessFSSet(access.AccessFSReadFile)
 	readDir  = readFile | access.AccessFSReadDir
-	journal  = readDir | access.AccessFSWriteFile | access.AccessFSTruncate | access.AccessFSMakeReg | access.AccessFSMakeDir | access.AccessFSRemoveFile |
+	write    = readDir | access.AccessFSWriteFile | access.AccessFSTruncate | access.AccessFSMakeReg | access.AccessFSMakeDir | access.AccessFSRemoveFile |
 		access.AccessFSRemoveDir | access.AccessFSRefer
 )
 
 // confine gives up for good what a policy process has no use for where the helper is reached over a socket: no_new_privs in every thread, and by Landlock all
-// files but the journal (to write) and those it reads: read names more of these, such as the job's, and write more folders to write to. It starts no program and makes no device. What is open
-// stays usable; sockets can be connected to wherever their permissions allow it.
+// files but the journal (to write) and those it reads. reads names more files of these, such as the job's, and writes more folders of those. It starts no
+// program and makes no device. What is open stays usable; sockets can be connected to wherever their permissions allow it.
 //
 // The setuid helper starts with what its caller has: it would have neither a setuid bit nor files. So with that transport nothing is done here.
 //
 // Errors: unsupported_kernel without Landlock, of which nothing stands in the stead.
-func confine(p *config.Policy, read, write []string) error {
+func confine(p *config.Policy, reads, writes []string) error {
 	if p.Helper.Transport != config.TransportSocket {
 		return nil
 	}
@@ -51,16 +51,19 @@ func confine(p *config.Policy, read, write []string) error {
 	if err := os.MkdirAll(p.State.Dir, 0o700); err != nil && !errors.Is(err, fs.ErrPermission) {
 		return wire.Errorf(wire.Config, "state", "cannot make the journal's folder: %v", err)
 	}
-	files := slices.Concat(readFiles, read)
+	files := slices.Concat(readFiles, reads)
 	plugins, _ := driver.Survey(driver.Options{SocketDirs: p.Plugins.SocketDirs, SpecDirs: p.Plugins.SpecDirs})
 	for _, l := range plugins {
 		files = append(files, l.Reads...)
 	}
 	dirs := slices.Concat(readDirs, p.Plugins.SocketDirs, p.Plugins.SpecDirs, []string{filepath.Dir(conf.PolicyTOML())})
+	if resolv, err := filepath.EvalSymlinks("/etc/resolv.conf"); err == nil && filepath.Dir(resolv) != "/etc" {
+		dirs = append(dirs, filepath.Dir(resolv)) // where another takes its place while we run
+	}
 	if err := landlock.V6.RestrictPaths(
 		landlock.PathAccess(readFile, there(files, fs.FileMode.IsRegular)...), // of others, such as pipes, Landlock knows nothing
 		landlock.PathAccess(readDir, there(dirs, fs.FileMode.IsDir)...),
-		landlock.PathAccess(journal, there(append([]string{p.State.Dir}, write...), fs.FileMode.IsDir)...),
+		landlock.PathAccess(write, there(append(writes, p.State.Dir), fs.FileMode.IsDir)...),
 	); err != nil {
 		return fail(err)
 	}

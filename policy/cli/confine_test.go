@@ -41,6 +41,7 @@ func attempts(dir string) map[string]func() error {
 	}
 	return map[string]func() error{
 		"read journal":    read(in("journal/record")),
+		"write metrics":   write(in("metrics/file")),
 		"write journal":   func() error { return os.WriteFile(in("journal/record"), []byte("new"), 0o600) },
 		"make in journal": func() error { return os.MkdirAll(in("journal/made/deep"), 0o700) },
 		"move in journal": func() error { return moveAndBack(in("journal/record"), in("journal/sub/record")) },
@@ -135,7 +136,7 @@ func confinedMain(dir string) {
 	if err := become(p); err != nil {
 		panic(err)
 	}
-	if err := confine(p, []string{dir + "/jobs/job.json", "-", dir + "/missing"}, nil); err != nil {
+	if err := confine(p, []string{dir + "/jobs/job.json", "-", dir + "/missing"}, []string{dir + "/metrics"}); err != nil {
 		panic(err)
 	}
 	close(begin)
@@ -179,7 +180,7 @@ func TestConfinement(t *testing.T) {
 	}
 	t.Cleanup(func() { os.RemoveAll(dir) })
 	const nobody = 65534
-	for _, d := range []string{"", "journal", "journal/sub", "jobs", "specs", "sockets", "other", "open"} {
+	for _, d := range []string{"", "journal", "journal/sub", "jobs", "specs", "sockets", "other", "open", "metrics"} {
 		if err := errors.Join(os.MkdirAll(filepath.Join(dir, d), 0o755), os.Chown(filepath.Join(dir, d), nobody, nobody)); err != nil {
 			t.Fatal(err)
 		}

@@ -62,6 +62,14 @@ func TestPolicyProcessIsConfined(t *testing.T) {
 			t.Errorf("recover: %v", r)
 		}
 		h.Policy("cleanup", "--container", "c").OK(t)
+		// Of a watch, its metrics.
+		w := watch(t, h, "default")
+		c := h.Container(harness.ContainerOptions{ID: "d"})
+		h.Policy("attach", "--container", "d", "--pid", c.PIDString(), "-v", "v:/v").OK(t)
+		w.awaitMetric("bindgate_containers_watched", 1)
+		c.Kill()
+		w.awaitMetric("bindgate_containers_watched", 0)
+		w.stop()
 	})
 }
 
