@@ -219,10 +219,11 @@ func plain(err error) error {
 const lockFile = ".lock"
 
 // A Lock is held until Unlock, or until the process ends.
-type Lock struct{ f *os.File }
+// Whoever has its open file description holds it too.
+type Lock struct{ F *os.File }
 
 // Unlock releases the lock.
-func (l *Lock) Unlock() { l.f.Close() }
+func (l *Lock) Unlock() { l.F.Close() }
 
 // Key returns the lock key of a name. Two names may have one key; their holders then wait for each other, which is harmless as long as nobody waits for one while holding the other.
 func Key(parts ...string) uint64 {

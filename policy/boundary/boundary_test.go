@@ -13,6 +13,8 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/bindgate/bindgate/policy/config"
 	"github.com/bindgate/bindgate/wire"
 )
@@ -157,6 +159,52 @@ func TestCallIsGivenUp(t *testing.T) {
 	h.Timeout = time.Nanosecond
 	if _, err := h.Call(t.Context(), request); code(err) != wire.Timeout || !errors.Is(err, context.DeadlineExceeded) {
 		t.Errorf("%v", err)
+	}
+}
+
+// A lock under which the helper was asked is held until it ends, although we gave the call up and our own descriptor is closed.
+func TestLocksAreHeldUntilTheHelperHasEnded(t *testing.T) {
+	h := as(t, "hang")
+	dir := filepath.Dir(h.Path)
+	for _, name := range []string{"began", "end"} {
+		if err := syscall.Mkfifo(filepath.Join(dir, name), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	open := func() *os.File {
+		f, err := os.OpenFile(filepath.Join(dir, "lock"), os.O_RDWR|os.O_CREATE, 0o600)
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { f.Close() })
+		return f
+	}
+	lock := unix.Flock_t{Type: unix.F_WRLCK}
+	held := open()
+	if err := unix.FcntlFlock(held.Fd(), unix.F_OFD_SETLK, &lock); err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	go func() {
+		f, _ := os.Open(filepath.Join(dir, "began"))
+		io.ReadAll(f)
+		cancel()
+	}()
+	if _, err := h.Call(Holding(ctx, held), request); code(err) != wire.Timeout {
+		t.Fatalf("%v", err)
+	}
+	held.Close()
+	other := open()
+	if err := unix.FcntlFlock(other.Fd(), unix.F_OFD_SETLK, &lock); err != unix.EAGAIN {
+		t.Errorf("the helper runs still, and the lock is free: %v", err)
+	}
+	f, err := os.OpenFile(filepath.Join(dir, "end"), os.O_WRONLY, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	f.Close()
+	if err := unix.FcntlFlock(other.Fd(), unix.F_OFD_SETLKW, &lock); err != nil { // waits for ever if it is not released
+		t.Error(err)
 	}
 }
 

@@ -13,6 +13,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/bindgate/bindgate/policy/boundary"
 	"github.com/bindgate/bindgate/policy/spec"
 	"github.com/bindgate/bindgate/state"
 	"github.com/bindgate/bindgate/wire"
@@ -296,21 +297,30 @@ func (iso *Isolator) lockContainers(ctx context.Context, refs ...reference) (unl
 		keys = append(keys, state.Key(r.key())>>1) // the store's locks know no more of a key
 	}
 	slices.Sort(keys)
-	var held []*state.Lock
-	unlock = func() {
+	keys = slices.Compact(keys)
+	held := map[uint64]*state.Lock{}
+	release := func() {
 		for _, l := range held {
 			l.Unlock()
 		}
 	}
-	for _, k := range slices.Compact(keys) {
+	for _, k := range keys {
 		l, err := iso.containers.Lock(ctx, k<<1)
 		if err != nil {
-			unlock()
+			release()
 			return nil, lockFailed(err, "container "+refs[0].Container)
 		}
-		held = append(held, l)
+		held[k] = l
 	}
-	return unlock, nil
+	for _, r := range refs {
+		iso.held.Store(r.key(), held[state.Key(r.key())>>1])
+	}
+	return func() {
+		for _, r := range refs {
+			iso.held.Delete(r.key())
+		}
+		release()
+	}, nil
 }
 
 func (iso *Isolator) lockVolume(ctx context.Context, id volumeID) (unlock func(), err error) {
@@ -320,7 +330,23 @@ func (iso *Isolator) lockVolume(ctx context.Context, id volumeID) (unlock func()
 	if err != nil {
 		return nil, lockFailed(err, "volume "+id.String())
 	}
-	return l.Unlock, nil
+	iso.held.Store(id.key(), l)
+	return func() {
+		iso.held.Delete(id.key())
+		l.Unlock()
+	}, nil
+}
+
+// holding returns a context in which the helper, too, holds the lock of what a request is about until it ends.
+func (iso *Isolator) holding(ctx context.Context, r *wire.Request) context.Context {
+	key := reference{r.Owner, r.Container}.key()
+	if r.Name != "" {
+		key = volumeID{localDriver, r.Name}.key()
+	}
+	if l, ok := iso.held.Load(key); ok {
+		ctx = boundary.Holding(ctx, l.(*state.Lock).F)
+	}
+	return ctx
 }
 
 // lockLimit is the longest that anybody holds a lock for a reason: a driver's slowest call.

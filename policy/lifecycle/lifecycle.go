@@ -60,6 +60,7 @@ type Isolator struct {
 	observe    func(what, call string, took time.Duration, err error)
 	containers *state.Store
 	volumes    *state.Store
+	held       sync.Map // the locks that we hold, by the name of the record: *state.Lock
 
 	findDriver func(string) (driver.Driver, error)
 	mu         sync.Mutex
@@ -172,13 +173,13 @@ func (iso *Isolator) ask(ctx context.Context, r *wire.Request) (*wire.Reply, err
 		return nil, stopped(ctx, "helper", "ask the helper to "+r.Op)
 	}
 	limit := iso.policy.Timeouts.Helper
-	if end, ok := ctx.Deadline(); ok {
+	if end, ok := ctx.Deadline(); ok && r.Op != wire.OpAttach { // what was attached after that could not be undone: the helper would do so later still
 		limit = min(limit, time.Until(end))
 	}
 	hctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), limit)
 	defer cancel()
 	began := time.Now()
-	reply, err := iso.helper(hctx, r)
+	reply, err := iso.helper(iso.holding(hctx, r), r)
 	iso.log.Debug("helper", "op", r.Op, "container", r.Container, "mounts", len(r.Mounts), "took", time.Since(began), "error", err)
 	if err == nil && reply != nil && reply.Err != nil {
 		err = reply.Err
