@@ -1,7 +1,6 @@
 package main
 
 import (
-	"context"
 	"path"
 	"slices"
 	"strconv"
@@ -49,7 +48,7 @@ func (s *session) attach(r *wire.Request) []wire.Fields {
 
 // commit records the attachments and makes them. The lock of the namespace is held from before the record is read until all is done or undone.
 func (s *session) commit(r *wire.Request, target *namespace.Target, list []*privops.Attachment) {
-	defer must(s.ledger.Lock(context.Background(), state.Key("container", strconv.Itoa(int(s.caller.uid)), r.Owner, r.Container))).Unlock()
+	defer must(s.ledger.LockContainer(s.caller.uid, r.Owner, r.Container)).Unlock()
 	defer must(s.ledger.LockNS(target.NS.ID)).Unlock()
 	before := must(s.ledger.ReadNS(target.NS.ID))
 	before.Inode = target.NS.Inode
@@ -100,7 +99,7 @@ func (s *session) commit(r *wire.Request, target *namespace.Target, list []*priv
 			}
 		}
 		s.ledger.WriteNS(before) // where the disk is full the record keeps naming mounts of which the kernel knows better
-		s.leave(s.caller.uid, r, before)
+		s.ledger.Leave(s.caller.uid, r.Owner, r.Container, before)
 	}()
 	namespace.Pass(s.ledger.Enter(s.caller.uid, r.Owner, r.Container, target.NS.ID))
 	for i := range record.Mounts[live:] {

@@ -18,6 +18,7 @@ import (
 // detach works from the ledger alone: what is not in it, or is another uid's, owner's or container's, is not touched (T27). Root may detach what others attached.
 func (s *session) detach(r *wire.Request) []wire.Fields {
 	uid := s.caller.uid
+	defer must(s.ledger.LockContainer(uid, r.Owner, r.Container)).Unlock() // an attach under way is finished or not begun
 	ns, found := s.ledger.Find(uid, r.Owner, r.Container)
 	if !found && uid == 0 {
 		for _, id := range must(s.ledger.Namespaces()) {
@@ -42,15 +43,8 @@ func (s *session) detach(r *wire.Request) []wire.Fields {
 		namespace.DieIf(!there, wire.Errorf(wire.NotFound, "ledger", "cannot detach %s of the container %s: nothing is recorded there", w, r.Container))
 		wanted = append(wanted, w)
 	}
-	defer s.leave(uid, r, record)
+	defer s.ledger.Leave(uid, r.Owner, r.Container, record)
 	return s.drop(record, r.Lazy, func(m state.LedgerMount) bool { return mine(m) && (wanted == nil || slices.Contains(wanted, m.Target)) })
-}
-
-// leave removes the index entry of a container of which the record has nothing any more.
-func (s *session) leave(uid uint32, r *wire.Request, record *state.LedgerRecord) {
-	if !slices.ContainsFunc(record.Mounts, func(m state.LedgerMount) bool { return m.IsOf(uid, r.Owner, r.Container) }) {
-		s.ledger.Leave(uid, r.Owner, r.Container)
-	}
 }
 
 // drop detaches the mounts of a record that which names, the last attached first, and takes those that are gone from the record, also when a later one fails. The caller holds the record's lock. A record

@@ -104,6 +104,11 @@ func (l *Ledger) Unclaim(m *LedgerMount, others []LedgerMount) {
 	}
 }
 
+// LockContainer locks the entry of a container. Whoever locks a record too locks this first.
+func (l *Ledger) LockContainer(uid uint32, owner, container string) (*Lock, error) {
+	return l.Lock(context.Background(), Key(indexName(uid, owner, container)))
+}
+
 // LockNS locks the record of a mount namespace.
 func (l *Ledger) LockNS(ns uint64) (*Lock, error) { return l.Lock(context.Background(), ns<<1) }
 
@@ -153,9 +158,11 @@ func (l *Ledger) Enter(uid uint32, owner, container string, ns uint64) error {
 	return l.sync("create", name, l.root.Symlink(recordName(ns), name))
 }
 
-// Leave removes the entry of a container.
-func (l *Ledger) Leave(uid uint32, owner, container string) {
-	l.root.Remove(indexName(uid, owner, container))
+// Leave removes the entry of a container of which the record that it names has nothing any more.
+func (l *Ledger) Leave(uid uint32, owner, container string, r *LedgerRecord) {
+	if !slices.ContainsFunc(r.Mounts, func(m LedgerMount) bool { return m.IsOf(uid, owner, container) }) {
+		l.root.Remove(indexName(uid, owner, container))
+	}
 }
 
 // Namespaces returns the ids of all namespaces that have a record.
@@ -169,17 +176,21 @@ func (l *Ledger) Namespaces() (ids []uint64, err error) {
 	return ids, err
 }
 
-// SweepIndex removes the entries that name a namespace without a record; under its lock, since an attach writes the entry first.
+// SweepIndex removes the entries that name a namespace without a record; under its lock, since an attach writes the entry first, and the container's, since the attach may be to another namespace.
 func (l *Ledger) SweepIndex() {
 	entries, _ := l.entries()
 	for _, e := range entries {
 		text, err := l.root.Readlink(e)
 		if ns, perr := strconv.ParseUint(text, 10, 64); err == nil && perr == nil {
-			if lock, err := l.LockNS(ns); err == nil {
-				if _, err := l.root.Lstat(text + ext); errors.Is(err, fs.ErrNotExist) {
-					l.root.Remove(e)
+			if own, err := l.Lock(context.Background(), Key(e)); err == nil {
+				if lock, err := l.LockNS(ns); err == nil {
+					now, _ := l.root.Readlink(e)
+					if _, err := l.root.Lstat(text + ext); now == text && errors.Is(err, fs.ErrNotExist) {
+						l.root.Remove(e)
+					}
+					lock.Unlock()
 				}
-				lock.Unlock()
+				own.Unlock()
 			}
 		}
 	}

@@ -115,8 +115,8 @@ func TestIndexFindsAContainer(t *testing.T) {
 			t.Errorf("%v finds %d", k, ns)
 		}
 	}
-	l.Leave(1000, "o", "c")
-	l.Leave(1000, "o", "c")
+	l.Leave(1000, "o", "c", &LedgerRecord{})
+	l.Leave(1000, "o", "c", &LedgerRecord{})
 	if _, ok := l.Find(1000, "o", "c"); ok {
 		t.Error("it is found after it left")
 	}
