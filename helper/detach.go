@@ -110,15 +110,12 @@ func recorded(m *state.LedgerMount) *privops.Recorded {
 // sweep brings the ledger to agree with the kernel for one owner of the caller's: mounts that are not there, half-made or ended with their namespace, are dropped and what was made for them is removed;
 // records that cannot be trusted are moved aside; temporary files of a crash are removed.
 func (s *session) sweep(r *wire.Request) (gone []wire.Fields) {
-	ids, err := s.ledger.Namespaces()
-	namespace.Pass(err)
-	for _, id := range ids {
+	for _, id := range must(s.ledger.Namespaces()) {
 		func() {
 			defer must(s.ledger.LockNS(id)).Unlock()
-			name := strconv.FormatUint(id, 10)
 			record, err := s.ledger.ReadNS(id)
 			if err != nil && wire.AsError(err).Code == wire.StateCorrupt {
-				gone = append(gone, wire.Pairs("mount", must(s.ledger.MoveAside(name)), "corrupt", "1"))
+				gone = append(gone, wire.Pairs("mount", must(s.ledger.MoveAside(strconv.FormatUint(id, 10))), "corrupt", "1"))
 			} else if namespace.Pass(err); len(record.Mounts) == 0 { // of an earlier boot
 				s.ledger.WriteNS(record)
 			} else {

@@ -67,8 +67,7 @@ func (t *Target) gone(cond bool, why string) {
 func (t *Target) pinNamespaces(h *Host) {
 	fd, err := unix.IoctlRetInt(t.pidfd, unix.PIDFD_GET_MNT_NAMESPACE)
 	DieIf(err == unix.ENOTTY || err == unix.EINVAL, wire.Errorf(wire.UnsupportedKernel, "target", "cannot ask a pidfd for its namespaces: the kernel lacks PIDFD_GET_MNT_NAMESPACE").WithHint(newKernel))
-	t.gone(err == unix.ESRCH, "it is ending")
-	Check(err, wire.NamespaceHost, "target", "cannot open the mount namespace of pid %d", t.PID)
+	Check(err, map[bool]wire.Code{true: wire.NamespaceGone, false: wire.NamespaceHost}[err == unix.ESRCH], "target", "cannot open the mount namespace of pid %d", t.PID)
 	var mnt, owner unix.Stat_t
 	Check(unix.Fstat(fd, &mnt), wire.System, "target", "cannot stat the mount namespace of pid %d", t.PID)
 	DieIf(slices.Contains(h.mounts, mnt.Ino), wire.Errorf(wire.NamespaceHost, "target", "cannot attach into pid %d: it is in the host's mount namespace or the caller's, not in one of its own", t.PID))

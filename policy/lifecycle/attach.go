@@ -105,16 +105,32 @@ func (iso *Isolator) attachAdded(ctx context.Context, doing string, c *container
 		view := *c
 		view.Rootfs = rootfs // what was said earlier was for the time before it pivoted
 		if err := iso.attach(ctx, &view, entries); err != nil {
-			return iso.undoPrepare(ctx, cannot(doing, iso.undoAttach(ctx, c, entries, err, unknown(err))), c, added, added)
+			return iso.undoAttachAdded(ctx, doing, c, added, err, unknown(err))
 		}
 	}
 	for _, e := range added {
 		e.Pending = false
 	}
 	if err := iso.writeContainer(c); err != nil {
-		return iso.undoPrepare(ctx, cannot(doing, iso.undoAttach(ctx, c, entries, err, true)), c, added, added)
+		return iso.undoAttachAdded(ctx, doing, c, added, err, true)
 	}
 	return nil
+}
+
+// undoAttachAdded takes the entries out of the container, where the helper may have put them in, and gives them back. What it cannot take out stays, to be
+// detached: its volume must not be unmounted while it is in there.
+func (iso *Isolator) undoAttachAdded(ctx context.Context, doing string, c *containerRecord, added []*entry, err error, needed bool) error {
+	failed := cannot(doing, iso.undoAttach(ctx, c, containerEntries(added), err, needed))
+	if !left(failed) {
+		return iso.undoPrepare(ctx, failed, c, added, added)
+	}
+	for _, e := range added {
+		e.Pending = true
+	}
+	if err := iso.writeContainer(c); err != nil {
+		iso.log.Error("cannot journal what could not be undone", "container", c.Container, "error", err)
+	}
+	return failed
 }
 
 // dropIfEmpty drops the record that an attach made for nothing: it failed, or there were no volumes.

@@ -88,16 +88,17 @@ type soak struct {
 	running    [slots]*harness.Container
 	generation [slots]int
 	linger     map[int]*exec.Cmd // by pid: processes that stay in a container's namespaces when its first process is gone
+	lingers    map[int]int       // by pid: 1 + the slot
 	counts     map[string]int    // by verb and exit status
 	started    int               // containers
 	wrong      []string          // what live checks found
-	reported   bool
+	history    []string          // the commands that ended last
 
 	killed atomic.Int64 // processes
 }
 
 func newSoak(t *testing.T, h *harness.Host, seed uint64) *soak {
-	s := &soak{t: t, h: h, seed: seed, drivers: map[string]*watched.Plugin{}, linger: map[int]*exec.Cmd{}, counts: map[string]int{}}
+	s := &soak{t: t, h: h, seed: seed, drivers: map[string]*watched.Plugin{}, linger: map[int]*exec.Cmd{}, lingers: map[int]int{}, counts: map[string]int{}}
 	h.AllowAll()
 	for _, name := range []string{"p", "q"} {
 		p := &watched.Plugin{Socket: filepath.Join(h.Sockets(), name+".sock"), Root: filepath.Join(h.Sources(), name)}
@@ -134,10 +135,29 @@ func (s *soak) unused(p *watched.Plugin, c watched.Call) {
 	for _, pid := range s.pids() {
 		for _, m := range s.mounts(pid) {
 			if m.volume == filepath.Base(p.Root)+"/"+c.Name {
-				s.wrong = append(s.wrong, fmt.Sprintf("%v: the driver was told %q while the process %d has the volume at %s", time.Now().Format("15:04:05.000"), c, pid, m.path))
+				s.wrong = append(s.wrong, fmt.Sprintf("%v: the driver was told %q while the process %d has the volume at %s; before that:\n%s", now(), c, pid, m.path, s.recent(pid)))
 			}
 		}
 	}
+}
+
+func now() string { return time.Now().Format("15:04:05.000") }
+
+// recent are the last commands for the container that a process belongs to.
+func (s *soak) recent(pid int) string {
+	var list []string
+	for slot, c := range s.running {
+		if l := s.lingers[pid]; l != slot+1 && (c == nil || c.Pid() != pid) {
+			continue
+		}
+		for _, line := range slices.Backward(s.history) {
+			if len(list) < 30 && (strings.Contains(line, fmt.Sprintf("c%d ", slot)) || strings.Contains(line, "recover")) {
+				list = append(list, line)
+			}
+		}
+	}
+	slices.Reverse(list)
+	return strings.Join(list, "\n")
 }
 
 // pids are the living processes, one for each mount namespace that a volume may be in.
@@ -257,7 +277,7 @@ func (s *soak) turnover(r *rand.Rand) {
 		}
 		s.awaitNamespace(cmd.Process.Pid, c.Pid())
 		s.mu.Lock()
-		s.linger[cmd.Process.Pid] = cmd
+		s.linger[cmd.Process.Pid], s.lingers[cmd.Process.Pid] = cmd, i+1
 		s.mu.Unlock()
 	} else if len(s.linger) > 0 && r.IntN(2) == 0 {
 		s.endLinger()
@@ -325,6 +345,7 @@ func (s *soak) one(r *rand.Rand) {
 		})
 		defer timer.Stop()
 	}
+	began := now()
 	err := cmd.Wait()
 	ws := cmd.ProcessState.Sys().(syscall.WaitStatus)
 	exit := ws.ExitStatus()
@@ -333,9 +354,11 @@ func (s *soak) one(r *rand.Rand) {
 	}
 	s.mu.Lock()
 	s.counts[fmt.Sprintf("%s=%d", args[0], exit)]++
+	s.history = append(s.history[max(0, len(s.history)-500):], fmt.Sprintf("%s to %s %s: %d %s", began, now(), strings.Join(args, " "), exit, strings.TrimSpace(stderr.String())))
 	s.mu.Unlock()
 	switch said := stderr.String(); {
 	case exit == 0 || exit == 128+int(unix.SIGKILL) || exit == 65 || exit == 71 || exit == 75:
+	case exit == 77 && strings.Contains(said, "is not the directory that was named"): // prepared for an earlier container of that name
 	case exit == 70 && strings.Contains(said, "signal: killed"): // its helper was
 	case args[0] == "dvdcli" && exit == 1:
 	default:
@@ -459,7 +482,7 @@ func (s *soak) recover() {
 	for _, o := range owners {
 		r := s.run("recover", "--owner", o)
 		if r.Exit == 75 && strings.Contains(r.Stderr, "nested containers are to be cleaned up first: c1") {
-			s.stop(1) // it lives, and its parent does not
+			s.run("cleanup", "--force", "--container", "c1").OK(s.t) // its parent is gone
 			r = s.run("recover", "--owner", o)
 		}
 		r.OK(s.t)
