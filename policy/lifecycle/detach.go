@@ -142,9 +142,9 @@ func (iso *Isolator) letGoOf(ctx context.Context, c *containerRecord, entries []
 	return nil
 }
 
-// attachable are the entries that the helper may have attached.
+// attachable are the entries that the helper may have attached. In a container whose agent made its mounts itself, those are the ones that Attach added.
 func (iso *Isolator) attachable(c *containerRecord, entries []*entry) []*entry {
-	if c.MountsBy != ByHelper || c.Process == nil || c.Process.Boot != iso.boot { // no mount outlives its boot
+	if c.Process == nil || c.Process.Boot != iso.boot { // no mount outlives its boot
 		return nil
 	}
 	var list []*entry

@@ -22,6 +22,7 @@ import (
 	"syscall"
 	"testing"
 	"time"
+	"unsafe"
 
 	"golang.org/x/sys/unix"
 
@@ -78,11 +79,12 @@ func TestSoak(t *testing.T) {
 
 // A soak is one run.
 type soak struct {
-	t       *testing.T
-	h       *harness.Host
-	seed    uint64
-	rounds  uint64
-	drivers map[string]*watched.Plugin
+	t         *testing.T
+	h         *harness.Host
+	seed      uint64
+	rounds    uint64
+	sandboxes map[string]int // the pids of the containers that have, or had, them
+	drivers   map[string]*watched.Plugin
 
 	mu         sync.Mutex
 	running    [slots]*harness.Container
@@ -98,7 +100,7 @@ type soak struct {
 }
 
 func newSoak(t *testing.T, h *harness.Host, seed uint64) *soak {
-	s := &soak{t: t, h: h, seed: seed, drivers: map[string]*watched.Plugin{}, linger: map[int]*exec.Cmd{}, lingers: map[int]int{}, counts: map[string]int{}}
+	s := &soak{t: t, h: h, seed: seed, drivers: map[string]*watched.Plugin{}, sandboxes: map[string]int{}, linger: map[int]*exec.Cmd{}, lingers: map[int]int{}, counts: map[string]int{}}
 	h.AllowAll()
 	for _, name := range []string{"p", "q"} {
 		p := &watched.Plugin{Socket: filepath.Join(h.Sockets(), name+".sock"), Root: filepath.Join(h.Sources(), name)}
@@ -265,7 +267,7 @@ func (s *soak) turnover(r *rand.Rand) {
 		s.started++
 		c = s.h.Container(harness.ContainerOptions{ID: fmt.Sprintf("r%d-%d", i, s.started), Sandbox: s.sandbox(i)})
 		s.mu.Lock()
-		s.running[i] = c
+		s.running[i], s.sandboxes[s.sandbox(i)] = c, c.Pid()
 		s.mu.Unlock()
 		return
 	}
@@ -499,6 +501,31 @@ func (s *soak) recover() {
 	}
 }
 
+// audit are the last lines of the audit log that are about a process' container.
+func (s *soak) audit(pid int) string {
+	var list []string
+	ns, _ := mountNamespace(pid)
+	for line := range strings.Lines(s.h.ReadFile(s.h.AuditLog())) {
+		if strings.Contains(line, fmt.Sprintf(`"target_pid":"%d"`, pid)) || strings.Contains(line, fmt.Sprintf(`"mount_namespace":"%d"`, ns)) {
+			list = append(list, line)
+		}
+	}
+	return strings.Join(list[max(0, len(list)-30):], "")
+}
+
+// mountNamespace is the 64-bit id of a process' mount namespace.
+func mountNamespace(pid int) (id uint64, err error) {
+	f, err := os.Open(fmt.Sprintf("/proc/%d/ns/mnt", pid))
+	if err != nil {
+		return 0, err
+	}
+	defer f.Close()
+	if _, _, e := unix.Syscall(unix.SYS_IOCTL, f.Fd(), unix.NS_GET_MNTNS_ID, uintptr(unsafe.Pointer(&id))); e != 0 {
+		return 0, e
+	}
+	return id, nil
+}
+
 // settle recovers and checks that journal, ledger, kernel and drivers agree.
 func (s *soak) settle() {
 	s.recover()
@@ -539,6 +566,11 @@ func (s *soak) settle() {
 		slices.SortFunc(want[pid], func(a, b mount) int { return cmp.Compare(a.path, b.path) })
 		if have := s.mounts(pid); !slices.Equal(have, want[pid]) {
 			t.Errorf("process %d (c%d) has %v mounted, and its record says %v", pid, slot[pid], have, want[pid])
+		}
+		for _, path := range []string{"/made", "/mnt/mesos/sandbox/in-sandbox"} {
+			if _, err := os.Lstat(fmt.Sprintf("/proc/%d/root%s", pid, path)); err == nil && len(want[pid]) == 0 {
+				t.Errorf("left: %s in process %d (c%d), which has no volume; before that:\n%s", path, pid, slot[pid], s.audit(pid))
+			}
 		}
 		delete(want, pid)
 	}
@@ -626,8 +658,9 @@ func (s *soak) end() {
 			}
 		}
 	}
-	if left, _ := filepath.Glob(s.h.Path("sandboxes/*/*")); len(left) > 0 {
-		t.Errorf("left: %v", left)
+	left, _ := filepath.Glob(s.h.Path("sandboxes/*/*"))
+	for _, path := range left {
+		t.Errorf("left: %s; before that:\n%s", path, s.audit(s.sandboxes[filepath.Dir(path)]))
 	}
 	for name, p := range s.drivers {
 		last := map[string]watched.Call{} // by id
