@@ -83,7 +83,8 @@ type soak struct {
 	h         *harness.Host
 	seed      uint64
 	rounds    uint64
-	sandboxes map[string]int // the pids of the containers that have, or had, them
+	ended     []*harness.Container // whose root filesystems are there until they were cleaned up, as agents have it
+	sandboxes map[string]uint64    // the mount namespaces of the containers that have, or had, them
 	drivers   map[string]*watched.Plugin
 
 	mu         sync.Mutex
@@ -100,7 +101,7 @@ type soak struct {
 }
 
 func newSoak(t *testing.T, h *harness.Host, seed uint64) *soak {
-	s := &soak{t: t, h: h, seed: seed, drivers: map[string]*watched.Plugin{}, sandboxes: map[string]int{}, linger: map[int]*exec.Cmd{}, lingers: map[int]int{}, counts: map[string]int{}}
+	s := &soak{t: t, h: h, seed: seed, drivers: map[string]*watched.Plugin{}, sandboxes: map[string]uint64{}, linger: map[int]*exec.Cmd{}, lingers: map[int]int{}, counts: map[string]int{}}
 	h.AllowAll()
 	for _, name := range []string{"p", "q"} {
 		p := &watched.Plugin{Socket: filepath.Join(h.Sockets(), name+".sock"), Root: filepath.Join(h.Sources(), name)}
@@ -267,7 +268,8 @@ func (s *soak) turnover(r *rand.Rand) {
 		s.started++
 		c = s.h.Container(harness.ContainerOptions{ID: fmt.Sprintf("r%d-%d", i, s.started), Sandbox: s.sandbox(i)})
 		s.mu.Lock()
-		s.running[i], s.sandboxes[s.sandbox(i)] = c, c.Pid()
+		s.running[i] = c
+		s.sandboxes[s.sandbox(i)], _ = mountNamespace(c.Pid())
 		s.mu.Unlock()
 		return
 	}
@@ -296,7 +298,8 @@ func (s *soak) stop(slot int) {
 	s.h.Mkdir(s.sandbox(slot), 0o755)
 	s.mu.Unlock()
 	if c != nil {
-		c.Delete()
+		c.Kill()
+		s.ended = append(s.ended, c)
 	}
 }
 
@@ -361,6 +364,7 @@ func (s *soak) one(r *rand.Rand) {
 	switch said := stderr.String(); {
 	case exit == 0 || exit == 128+int(unix.SIGKILL) || exit == 65 || exit == 71 || exit == 75:
 	case exit == 77 && strings.Contains(said, "is not the directory that was named"): // prepared for an earlier container of that name
+	case exit == 77 && strings.Contains(said, "no such file or directory"): // another one was removing what it had made there
 	case exit == 70 && strings.Contains(said, "signal: killed"): // its helper was
 	case args[0] == "dvdcli" && exit == 1:
 	default:
@@ -501,12 +505,11 @@ func (s *soak) recover() {
 	}
 }
 
-// audit are the last lines of the audit log that are about a process' container.
-func (s *soak) audit(pid int) string {
+// audit are the last lines of the audit log that are about a mount namespace.
+func (s *soak) audit(ns uint64) string {
 	var list []string
-	ns, _ := mountNamespace(pid)
 	for line := range strings.Lines(s.h.ReadFile(s.h.AuditLog())) {
-		if strings.Contains(line, fmt.Sprintf(`"target_pid":"%d"`, pid)) || strings.Contains(line, fmt.Sprintf(`"mount_namespace":"%d"`, ns)) {
+		if strings.Contains(line, fmt.Sprintf(`"mount_namespace":"%d"`, ns)) {
 			list = append(list, line)
 		}
 	}
@@ -529,6 +532,10 @@ func mountNamespace(pid int) (id uint64, err error) {
 // settle recovers and checks that journal, ledger, kernel and drivers agree.
 func (s *soak) settle() {
 	s.recover()
+	for _, c := range s.ended {
+		c.Delete()
+	}
+	s.ended = nil
 	d := s.status()
 	t := s.t
 	for _, w := range append(d.Warnings, s.wrong...) {
@@ -569,7 +576,8 @@ func (s *soak) settle() {
 		}
 		for _, path := range []string{"/made", "/mnt/mesos/sandbox/in-sandbox"} {
 			if _, err := os.Lstat(fmt.Sprintf("/proc/%d/root%s", pid, path)); err == nil && len(want[pid]) == 0 {
-				t.Errorf("left: %s in process %d (c%d), which has no volume; before that:\n%s", path, pid, slot[pid], s.audit(pid))
+				ns, _ := mountNamespace(pid)
+				t.Errorf("left: %s in process %d (c%d), which has no volume; before that:\n%s", path, pid, slot[pid], s.audit(ns))
 			}
 		}
 		delete(want, pid)

@@ -209,6 +209,9 @@ func (p *Plugin) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		err = p.do(call, in.Name, in.ID, func() error { return p.release(in.Name, in.ID) })
 	case "Remove":
 		err = p.do(call, in.Name, "", func() error {
+			if !p.exists(in.Name) {
+				return fmt.Errorf("volume %s not found", in.Name)
+			}
 			if len(p.holders[in.Name]) > 0 {
 				return fmt.Errorf("volume %s is mounted", in.Name)
 			}
