@@ -49,7 +49,7 @@ test: deps ## vet, then all tests, on real kernels, containers and plugins
 	SUDO='$(SUDO)' $(GO) test -count=1 -timeout 10m -exec '$(CURDIR)/tests/exec' ./...
 
 # Podman, crun and a Docker engine are unpacked into bin/runtimes, not installed.
-test-runtimes: deps ## the hooks and running containers, with podman, crun and a Docker engine
+test-runtimes: deps ## the hooks and running containers, with podman, crun, containerd and a Docker engine
 	@SUDO='$(SUDO)' tests/runtimes/fetch
 	$(GO) vet -tags runtimes ./tests/runtimes
 	SUDO='$(SUDO)' $(GO) test -count=1 -timeout 10m -tags runtimes -exec '$(CURDIR)/tests/exec' ./tests/runtimes

@@ -22,6 +22,7 @@ var programs = map[string]struct{ module, pkg string }{
 	"bindgate-helper": {".", "./helper"},
 	"testplugin":      {".", "./tests/plugins/testplugin"},
 	"isolator":        {".", "./examples/isolator"},
+	"cri":             {"tests/peers/cri", "."},
 	"testvol":         {"tests/peers/podman", "github.com/containers/podman/v4/test/testvol"},
 	"rclone":          {"tests/peers/rclone", "."},
 }
