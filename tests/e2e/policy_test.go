@@ -6,6 +6,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -314,6 +315,76 @@ func TestAllVolumesOrNone(t *testing.T) {
 		cleanup(t, h, "two")
 		wantBalance(t, h, slow, 3)
 		wantNothingLeft(t, h)
+	})
+}
+
+// Many processes want one volume and let it go: the driver sees one at a time, each Mount followed by its Unmount.
+func TestOneVolumeOfManyProcesses(t *testing.T) {
+	harness.Run(t, func(h *harness.Host) {
+		h.AllowAll()
+		p := h.Plugin("plugin", "-bind", "-count", "calls")
+		var all sync.WaitGroup
+		for i := range 8 {
+			all.Go(func() {
+				for n := range 3 {
+					id := fmt.Sprintf("c%d-%d", i, n)
+					for _, args := range [][]string{{"prepare", "--container", id, plugin("plugin", "v", "/v")}, {"cleanup", "--container", id}} {
+						if r := h.Policy(args...); r.Exit != 0 {
+							t.Error(r)
+						}
+					}
+				}
+			})
+		}
+		all.Wait()
+		var open string
+		for _, c := range p.Calls("Mount", "Unmount") {
+			if open != map[string]string{"Mount": "", "Unmount": c.ID}[c.Call] {
+				t.Errorf("%s %s while %q is mounted", c.Call, c.ID, open)
+			}
+			open = map[string]string{"Mount": c.ID}[c.Call]
+		}
+		wantBalance(t, h, p, len(p.Calls("Mount")))
+		if len(p.Calls("Create")) != 1 {
+			t.Errorf("created %d times", len(p.Calls("Create")))
+		}
+		wantNothingLeft(t, h)
+	})
+}
+
+// A local volume that a job names and nobody has made is made, with a word about its owner and mode, in both forms of output; not again, and not for one that
+// was made on purpose.
+func TestLocalVolumeMadeByAJobIsAWarning(t *testing.T) {
+	harness.Run(t, func(h *harness.Host) {
+		h.AllowAll()
+		const words = "did not exist and was created; its owner and mode may not be what the job needs"
+		h.Policy("volume", "create", "--opt", "mode=0750", "--opt", "uid=1000", "--opt", "gid=1001", "meant").OK(t)
+		if r := h.Sh("stat -c '%a %u %g' " + filepath.Join(h.Volumes(), "meant")); r.Stdout != "750 1000 1001\n" {
+			t.Errorf("%v", r)
+		}
+		var d prepareDoc
+		h.Policy("prepare", "-o", "json", "--container", "a", "-v", "v:/v", "-v", "meant:/m").OK(t).JSON(t, &d)
+		if len(d.Warnings) != 1 || !strings.Contains(d.Warnings[0], "volume local/v "+words) || !d.Volumes[0].Created || d.Volumes[1].Created {
+			t.Errorf("%+v", d)
+		}
+		if r := h.Policy("prepare", "-o", "table", "--container", "b", "-v", "w:/w").OK(t); !strings.Contains(r.Stderr, "warning: volume local/w "+words) {
+			t.Errorf("%v", r)
+		}
+		d = prepareDoc{}
+		h.Policy("prepare", "-o", "json", "--container", "c", "-v", "v:/v").OK(t).JSON(t, &d)
+		if len(d.Warnings) != 0 {
+			t.Errorf("again: %+v", d.Warnings)
+		}
+		c := h.Container(harness.ContainerOptions{ID: "d"})
+		if r := h.Policy("attach", "-o", "json", "--container", "d", "--pid", c.PIDString(), "-v", "x:/x").OK(t); !strings.Contains(r.Stdout, "volume local/x "+words) {
+			t.Errorf("attach: %v", r)
+		}
+		// Docker's rule for names.
+		for _, name := range []string{"../v", "a/b", ".v", "-v", "v", "a b", "", "ä", "a:b"} {
+			if r := h.Policy("volume", "create", "-o", "json", "--", name); name != "v" && name != "" && r.Exit != 65 || name == "" && r.Exit == 0 {
+				t.Errorf("the name %q: %v", name, r)
+			}
+		}
 	})
 }
 
