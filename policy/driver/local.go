@@ -3,6 +3,7 @@ package driver
 import (
 	"context"
 	"fmt"
+	"maps"
 	"slices"
 	"strconv"
 	"time"
@@ -31,8 +32,27 @@ func NewLocal(h Helper) *Local { return &Local{h} }
 // that is no such number, is invalid_request.
 func (d *Local) Create(ctx context.Context, name string, opts map[string]string) error {
 	t := localTask("create", "create", name)
+	req, err := t.create(name, opts)
+	if err == nil {
+		_, err = d.ask(ctx, t, req)
+	}
+	return err
+}
+
+// Check says whether Create would take the name and the options, without asking anybody. Errors: invalid_request.
+func (d *Local) Check(name string, opts map[string]string) error {
+	if err := wire.CheckVolumeName(name); err != nil {
+		return err
+	}
+	_, err := localTask("create", "create", name).create(name, opts)
+	return err
+}
+
+// create makes the helper's request of a new volume.
+func (t task) create(name string, opts map[string]string) (*wire.Request, error) {
 	req := &wire.Request{Op: wire.OpCreateVolume, Name: name}
-	for k, v := range opts {
+	for _, k := range slices.Sorted(maps.Keys(opts)) { // sorted, so that of two mistakes the same one is reported each time
+		v := opts[k]
 		var err error
 		switch k {
 		case "mode":
@@ -45,11 +65,10 @@ func (d *Local) Create(ctx context.Context, name string, opts map[string]string)
 			err = t.fail(wire.InvalidRequest, "it has no option %s; there are mode, uid and gid", show(k))
 		}
 		if err != nil {
-			return err
+			return nil, err
 		}
 	}
-	_, err := d.ask(ctx, t, req)
-	return err
+	return req, nil
 }
 
 // number parses an option as strictly as the helper parses its request: digits only, and no leading zero but in octal.

@@ -31,7 +31,7 @@ func (iso *Isolator) PolicyCheck(r Request) (*PolicyCheck, error) {
 	if r.Job == nil {
 		return nil, failure(wire.Errorf(wire.InvalidRequest, "request", "cannot check the rules: there is no job"))
 	}
-	if err := r.Job.Validate(); err != nil {
+	if err := iso.checkJob(r.Job); err != nil {
 		return nil, failure(err)
 	}
 	out := &PolicyCheck{Schema: Schema, Allowed: true, Volumes: []Decision{}, Warnings: r.Job.Warnings}

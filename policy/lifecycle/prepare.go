@@ -1,6 +1,7 @@
 package lifecycle
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"slices"
@@ -8,6 +9,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/bindgate/bindgate/policy/driver"
 	"github.com/bindgate/bindgate/policy/spec"
 	"github.com/bindgate/bindgate/wire"
 )
@@ -100,7 +102,7 @@ func (iso *Isolator) newRecord(r Request) (*containerRecord, error) {
 	if r.MountsBy != ByHelper && r.MountsBy != ByAgent {
 		return nil, bad("mounts are made by %q or %q, not by %q", ByHelper, ByAgent, r.MountsBy)
 	}
-	if err := r.Job.Validate(); err != nil {
+	if err := iso.checkJob(r.Job); err != nil {
 		return nil, err
 	}
 	c := &containerRecord{Owner: iso.owner, Container: r.Container, Phase: phasePreparing, Boot: iso.boot, Since: time.Now().UTC(), Parent: r.Parent,
@@ -114,6 +116,26 @@ func (iso *Isolator) newRecord(r Request) (*containerRecord, error) {
 		c.Volumes = append(c.Volumes, entryOf(v))
 	}
 	return c, c.checkPaths()
+}
+
+// checkJob checks a job by itself: what no driver has to be asked for.
+func (iso *Isolator) checkJob(j *spec.Job) error {
+	if err := j.Validate(); err != nil {
+		return err
+	}
+	for _, v := range j.Volumes {
+		if v.Driver != localDriver {
+			continue
+		}
+		d, err := iso.driver(v.Driver)
+		if local, ok := d.(*driver.Local); ok && err == nil {
+			err = local.Check(v.Name, v.Options)
+		}
+		if err != nil {
+			return wire.Errorf(wire.AsError(err).Code, "request", "cannot use %s: %v", cmp.Or(v.Field, "volume "+v.Driver+"/"+v.Name), err)
+		}
+	}
+	return nil
 }
 
 // checkPaths checks what takes the whole container: a relative path needs a sandbox, and may be the same place as an absolute one.

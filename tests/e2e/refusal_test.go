@@ -67,6 +67,62 @@ func TestBadInput(t *testing.T) {
 	})
 }
 
+// Every wrong job of tests/formats, and some that only a driver's rules make wrong: one line and a hint at most, and nothing is called, mounted or written,
+// although every volume of it is allowed, and a driver is there.
+func TestRefusedJobDoesNothing(t *testing.T) {
+	checkout, err := harness.Checkout()
+	if err != nil {
+		t.Fatal(err)
+	}
+	files, err := filepath.Glob(filepath.Join(checkout, "tests/formats/bad-*"))
+	if err != nil || len(files) < 200 {
+		t.Fatalf("%d vectors: %v", len(files), err)
+	}
+	jobs := map[string]string{}
+	for _, file := range files {
+		data, err := os.ReadFile(file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		jobs[filepath.Base(file)] = string(data)
+	}
+	good := mesosVolume("rexray", "good", "/good", "RW")
+	local := func(name, key, value string) string {
+		return strings.Replace(mesosVolume("local", name, "/a", "RW"), `"name":"`+name+`"`, `"name":"`+name+`","driver_options":{"parameter":[{"key":"`+key+`","value":"`+value+`"}]}`, 1)
+	}
+	for _, bad := range []string{mesosVolume("local", "../etc", "/a", "RW"), local("v", "mode", "7777"), local("v", "size", "5"), local("v", "uid", "-1")} {
+		jobs["bad-mesos-local "+bad] = containerInfo(good, bad)
+	}
+	harness.Run(t, func(h *harness.Host) {
+		h.AllowAll()
+		p := h.Plugin("rexray")
+		h.Policy("status").OK(t) // makes its folders
+		before := h.Tree(h.Journal())
+		for name, job := range jobs {
+			format := strings.Split(name, "-")[1]
+			args := []string{"prepare", "--container", "c", "--directory", "/tmp", "-o", "table"}
+			if format != "any" {
+				args = append(args, "--format", format)
+			}
+			r := h.PolicyIn(job, args...)
+			first, hint, _ := strings.Cut(strings.TrimSuffix(r.Stderr, "\n"), "\n")
+			if r.Exit != 65 || r.Stdout != "" || !strings.HasPrefix(first, "bindgate: cannot ") || hint != "" && (!strings.HasPrefix(hint, "hint: ") || strings.Contains(hint, "\n")) {
+				t.Errorf("%s: %v", name, r)
+			}
+			if strings.HasPrefix(name, "bad-mesos-local") && !strings.Contains(first, "cannot use volumes[1]") {
+				t.Errorf("%s: the field is not named: %s", name, first)
+			}
+		}
+		if calls := p.Calls(); len(calls) > 0 {
+			t.Errorf("the driver was asked %v", calls)
+		}
+		if d := harness.Diff(before, h.Tree(h.Journal())); d != "" {
+			t.Errorf("the journal has changed:\n%s", d)
+		}
+		wantNothingLeft(t, h)
+	})
+}
+
 func TestRules(t *testing.T) {
 	harness.Run(t, func(h *harness.Host) {
 		c := h.Container(harness.ContainerOptions{ID: "team-a-1"})
