@@ -24,7 +24,8 @@ type Policy struct {
 	State struct {
 		Dir string `toml:"dir"` // the journal's folder
 	} `toml:"state"`
-	Volume struct {
+	VolumesDir string `toml:"-"` // where the helper has the volumes of the driver local; no other driver's are there
+	Volume     struct {
 		DefaultDriver  string `toml:"default_driver"`
 		ExplicitCreate bool   `toml:"explicit_create"` // a volume that a job names must exist
 		RemoveDisable  bool   `toml:"remove_disable"`  // refuse every volume rm (REX-Ray's remove.disable)
@@ -88,6 +89,7 @@ func DefaultPolicy() *Policy {
 	p := &Policy{User: conf.User()}
 	p.Helper.Transport, p.Helper.Path, p.Helper.Socket = TransportExec, conf.HelperPath(), conf.HelperSocket()
 	p.State.Dir = conf.JournalDir()
+	p.VolumesDir = conf.VolumesDir()
 	p.Volume.DefaultDriver = "local"
 	p.Timeouts = Timeouts{Mount: 120 * time.Second, Unmount: 600 * time.Second, Call: 60 * time.Second, Helper: 30 * time.Second}
 	p.Plugins.SocketDirs = []string{"/run/docker/plugins"}

@@ -29,6 +29,7 @@ type Options struct {
 	SpecDirs   []string // nil: /etc/docker/plugins, /usr/lib/docker/plugins
 	Address    string   // a unix://, tcp://, http:// or https:// URL that replaces discovery ([driver.NAME] address)
 	Roots      []string // folders below which every mountpoint of the driver must lie; none: anywhere ([driver.NAME] roots, T43)
+	Closed     []string // folders that no mountpoint of the driver lies in, or above: others' volumes are there
 	MaxAnswer  int64    // bytes of an answer that are read; 0: 1 MiB
 }
 

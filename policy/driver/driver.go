@@ -106,8 +106,9 @@ func (t task) checkPassed(what, s string, max int) error {
 }
 
 // mountpoint checks a path that a driver returned and returns its clean form. It must be absolute, without "..", control characters or invalid UTF-8
-// (the helper would refuse them), and not /. With roots it lies below one of them (T43); a root itself holds every volume, and is none.
-func (t task) mountpoint(s string, roots []wire.Path) (string, error) {
+// (the helper would refuse them), and not /. It has nothing to do with a closed folder, which others' files are in; with roots it lies below one of them
+// (T43); a root itself holds every volume, and is none.
+func (t task) mountpoint(s string, roots, closed []wire.Path) (string, error) {
 	p, err := wire.ParsePath(s)
 	switch {
 	case err != nil || !printable(s):
@@ -116,7 +117,13 @@ func (t task) mountpoint(s string, roots []wire.Path) (string, error) {
 		return "", t.fail(wire.DriverError, "it returned the mountpoint %s, which is not absolute", show(s))
 	case len(p.Components) == 0:
 		return "", t.fail(wire.DriverError, "it returned the host's root as mountpoint")
-	case len(roots) == 0:
+	}
+	for _, c := range closed {
+		if c.Contains(p) || p.Contains(c) {
+			return "", t.fail(wire.DriverError, "it returned the mountpoint %s, and its volumes are not in %s", show(s), c)
+		}
+	}
+	if len(roots) == 0 {
 		return p.String(), nil
 	}
 	names := make([]string, len(roots))

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"slices"
 	"strings"
 	"unicode/utf8"
 
@@ -20,9 +21,9 @@ import (
 // Errors beside those of Driver: a call that the plugin has no answer for but 404, 405 or 501 is driver_error, except where a method says what it does
 // instead.
 type Plugin struct {
-	name  string
-	opts  Options
-	roots []wire.Path
+	name          string
+	opts          Options
+	roots, closed []wire.Path
 
 	turn      chan struct{} // held by whoever activates
 	activated string        // the address that was; guarded by turn
@@ -44,13 +45,12 @@ func NewPlugin(name string, o Options) (*Plugin, error) {
 			return nil, l.Err
 		}
 	}
-	for _, r := range o.Roots {
-		path, err := wire.ParsePath(r)
-		if err != nil || !path.Absolute {
+	for _, r := range slices.Concat(o.Roots, o.Closed) {
+		if path, err := wire.ParsePath(r); err != nil || !path.Absolute {
 			return nil, wire.Errorf(wire.Config, "discover", "cannot use driver %q: its root %s is not an absolute path", name, show(r))
 		}
-		p.roots = append(p.roots, path)
 	}
+	p.roots, p.closed = wire.ParsePaths(o.Roots), wire.ParsePaths(o.Closed)
 	return p, nil
 }
 
@@ -185,7 +185,7 @@ func (p *Plugin) checked(t task, v *volume) (Volume, error) {
 		return u, nil
 	}
 	var err error
-	u.Mountpoint, err = t.mountpoint(v.Mountpoint, p.roots)
+	u.Mountpoint, err = t.mountpoint(v.Mountpoint, p.roots, p.closed)
 	return u, err
 }
 
@@ -199,7 +199,7 @@ func (p *Plugin) Path(ctx context.Context, name string) (string, error) {
 	if err := p.call(ctx, c, &answer); err != nil || answer.Mountpoint == "" {
 		return "", err
 	}
-	return c.mountpoint(answer.Mountpoint, p.roots)
+	return c.mountpoint(answer.Mountpoint, p.roots, p.closed)
 }
 
 // Mount asks the plugin once. Its mountpoint lies below one of the driver's roots, if it has any, else it is driver_error. Whether it exists is for the
@@ -220,7 +220,7 @@ func (p *Plugin) Mount(ctx context.Context, name, id string) (string, error) {
 	if answer.Mountpoint == "" {
 		return "", c.fail(wire.DriverError, "the driver answered without a mountpoint")
 	}
-	return c.mountpoint(answer.Mountpoint, p.roots)
+	return c.mountpoint(answer.Mountpoint, p.roots, p.closed)
 }
 
 // Unmount asks the plugin once.

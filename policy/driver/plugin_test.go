@@ -566,7 +566,19 @@ func TestRoots(t *testing.T) {
 			}
 		}
 	}
-	_, err := NewPlugin("d", Options{Roots: []string{"var/lib"}})
+	// What is others' is none of its volumes, with roots or without.
+	for where, ok := range map[string]bool{"/var/lib/bindgate/volumes/v": false, "/var/lib/bindgate/volumes": false, "/var/lib": false, "/var/lib/bindgate/volumesx": true, "/v": true} {
+		p := served(t, &server{answers: map[string]http.HandlerFunc{"Mount": text(200, fmt.Sprintf(`{"Mountpoint":%q}`, where))}})
+		p.closed = wire.ParsePaths([]string{"/var/lib/bindgate/volumes"})
+		if _, err := p.Mount(t.Context(), "v", "id1"); ok && err != nil {
+			t.Error(err)
+		} else if !ok {
+			wants(t, err, wire.DriverError, "mount", where, "not in /var/lib/bindgate/volumes")
+		}
+	}
+	_, err := NewPlugin("d", Options{Closed: []string{"lib"}})
+	wants(t, err, wire.Config, "discover", `"lib"`)
+	_, err = NewPlugin("d", Options{Roots: []string{"var/lib"}})
 	wants(t, err, wire.Config, "discover", `"var/lib"`)
 }
 

@@ -17,6 +17,7 @@ import (
 	"errors"
 	"log/slog"
 	"os"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -163,6 +164,7 @@ func (iso *Isolator) standardDriver(name string) (driver.Driver, error) {
 		SpecDirs:   iso.policy.Plugins.SpecDirs,
 		Address:    iso.policy.Drivers[name].Address,
 		Roots:      iso.policy.Drivers[name].Roots,
+		Closed:     slices.DeleteFunc([]string{iso.policy.VolumesDir, iso.policy.State.Dir}, func(s string) bool { return s == "" }),
 	})
 }
 

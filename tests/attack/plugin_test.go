@@ -241,12 +241,14 @@ func TestT37_HostilePlugin(t *testing.T) {
 				{h.Sources() + "/evil/v\n/etc", wire.DriverError},
 				{h.Sources() + "/evil/v\x00", wire.DriverError},
 				{h.Sources() + strings.Repeat("/v", 3000), wire.DriverError},
+				{h.Volumes(), wire.DriverError},        // the local driver's
+				{h.Volumes() + "/v", wire.DriverError}, // which a rule may deny the job
+				{"/run", wire.DriverError},             // and a folder that they are in
+				{h.Journal(), wire.DriverError},
 				// Usable paths, as far as this process can know. The helper knows better.
 				{"/etc", wire.SourceForbidden},
-				{"/run", wire.SourceForbidden},
 				{"/proc/1/root", wire.SourceForbidden},
 				{h.Ledger(), wire.SourceForbidden},
-				{h.Journal(), wire.SourceForbidden},
 				{h.Sources(), wire.SourceForbidden},
 				{h.Sources() + "/evil/none", wire.SourceForbidden},
 				{link, wire.SourceForbidden},
