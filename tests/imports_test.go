@@ -97,6 +97,21 @@ func TestRoomsImportOnlyWhatTheyMay(t *testing.T) {
 	}
 }
 
+// A Go agent that uses the library gets no command line with it, none of what a process does to itself, and no path that was compiled in but the defaults of a
+// Policy, which it can set.
+func TestLibraryLeavesItsProcessAlone(t *testing.T) {
+	for _, p := range list(t, "-deps", module+"/policy/lifecycle") {
+		if room(p.ImportPath) == "policy" && slices.Contains(p.Imports, module+"/conf") && p.ImportPath != module+"/policy/config" {
+			t.Errorf("%s imports conf", p.ImportPath)
+		}
+		for _, not := range []string{module + "/policy/cli", "github.com/spf13/", "github.com/landlock-lsm/", "kernel.org/", "os/signal", "flag"} {
+			if strings.HasPrefix(p.ImportPath, not) {
+				t.Errorf("the library links %s", p.ImportPath)
+			}
+		}
+	}
+}
+
 func TestHelperLinksFourModules(t *testing.T) {
 	for _, p := range list(t, "-deps", module+"/helper") {
 		internal := slices.ContainsFunc(helperLinks, func(l string) bool { return strings.HasPrefix(p.ImportPath, l+"/internal") })
