@@ -380,10 +380,9 @@ func TestT37_HostilePlugin(t *testing.T) {
 				_, _, err := polNaive(ctx, socket, "Mount", polCall{Name: "v"}, 1<<20)
 				waits <- err
 			}()
-			began := time.Now()
 			r := polAttach(h, c, "evil")
-			if msg := r.Fails(t, wire.Timeout); !strings.Contains(msg, "mount volume evil/v") || !strings.Contains(msg, "did not answer within") || time.Since(began) > 5*time.Second {
-				t.Errorf("after %v: %s", time.Since(began), msg)
+			if msg := r.Fails(t, wire.Timeout); !strings.Contains(msg, "mount volume evil/v") || !strings.Contains(msg, "did not answer within") {
+				t.Error(msg)
 			}
 			select {
 			case err := <-waits:

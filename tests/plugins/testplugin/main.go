@@ -1,6 +1,6 @@
 // Testplugin is a Docker volume plugin for tests: real protocol, real folders, and on request real mounts and real trouble.
 //
-//	testplugin -socket PATH -root DIR [-count calls|ids|none] [-bind] [-file] [-log FILE] [-fail CALL:NAME=MESSAGE]... [-delay CALL:NAME=DURATION]...
+//	testplugin -socket PATH -root DIR [-count calls|ids|none] [-bind] [-file] [-log FILE] [-fail CALL:NAME=MESSAGE]... [-delay CALL:NAME=DURATION]... [-hold CALL:NAME=FIFO]...
 //
 // A volume is a folder DIR/data/NAME (with -file a file), NAME escaped as in a URL. Without -bind it is its own mountpoint; with -bind, Mount binds it
 // to DIR/mnt/NAME with nosuid,nodev and the last Unmount unmounts that. It prints "ready" when it listens, and removes its socket on SIGTERM.
@@ -32,7 +32,7 @@ import (
 )
 
 func main() {
-	p := &plugin{holders: map[string]map[string]int{}, fail: map[string]string{}, delay: map[string]time.Duration{}}
+	p := &plugin{holders: map[string]map[string]int{}, fail: map[string]string{}, delay: map[string]time.Duration{}, hold: map[string]string{}}
 	socket := flag.String("socket", "", "listen on the unix socket `PATH`")
 	logfile := flag.String("log", "", "append each call to `FILE`")
 	flag.StringVar(&p.root, "root", "", "keep the volumes in `DIR`")
@@ -50,6 +50,11 @@ func main() {
 		k, v, _ := strings.Cut(s, "=")
 		p.delay[k], err = time.ParseDuration(v)
 		return err
+	})
+	flag.Func("hold", "hold a call until somebody has written to a FIFO: `CALL:NAME=FIFO`", func(s string) error {
+		k, v, _ := strings.Cut(s, "=")
+		p.hold[k] = v
+		return nil
 	})
 	flag.Parse()
 	if *socket == "" || p.root == "" || p.count != "calls" && p.count != "ids" && p.count != "none" || flag.NArg() > 0 {
@@ -100,6 +105,7 @@ type plugin struct {
 	bind, file  bool
 	fail        map[string]string
 	delay       map[string]time.Duration
+	hold        map[string]string
 
 	mu      sync.Mutex
 	log     *os.File
@@ -124,9 +130,14 @@ func (p *plugin) begin(call, name, id string) (unlock func(), err error) {
 			log.Fatalf("testplugin: %v", err)
 		}
 	}
-	if d := p.delay[call+":"+name]; d > 0 {
+	if d, fifo := p.delay[call+":"+name], p.hold[call+":"+name]; d > 0 || fifo != "" {
 		p.mu.Unlock()
 		time.Sleep(d)
+		if fifo != "" {
+			if _, err := os.ReadFile(fifo); err != nil {
+				log.Fatalf("testplugin: %v", err)
+			}
+		}
 		p.mu.Lock()
 	}
 	if msg, ok := p.fail[call+":"+name]; ok {
