@@ -323,11 +323,10 @@ func (s *session) process(tid int) (*process, error) {
 	pid := field("Tgid")
 	p := s.threads[pid]
 	if p == nil {
-		parent := s.threads[field("PPid")]
-		if parent == nil {
-			return nil, unix.ESRCH
+		p = &process{pid: pid}
+		if p.parent = s.threads[field("PPid")]; p.parent != nil { // else it was killed meanwhile
+			p.program = p.parent.program
 		}
-		p = &process{pid: pid, program: parent.program, parent: parent}
 		s.threads[pid] = p
 		s.mu.Lock()
 		s.pids[pid] = true

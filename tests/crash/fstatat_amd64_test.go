@@ -1,0 +1,5 @@
+package crash
+
+import "golang.org/x/sys/unix"
+
+const fstatat = unix.SYS_NEWFSTATAT
