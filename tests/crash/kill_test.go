@@ -96,7 +96,7 @@ func (s *sweep) settled(what string, o outcome) {
 		fail("after recover", list...)
 	}
 	s.again(fail)
-	if s.failures > 10 {
+	if s.failures > tooMany {
 		s.t.Fatal("too many failures")
 	}
 }
@@ -153,6 +153,9 @@ func (s *sweep) reset() {
 	s.p.Start()
 	s.endD()
 }
+
+// tooMany is when a sweep is given up.
+const tooMany = 1000
 
 // ended is how many runs in a row have to end by themselves before a sweep is done: counts differ by a few from run to run.
 const ended = 3

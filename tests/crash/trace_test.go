@@ -30,11 +30,12 @@ const (
 
 // A call is a system call that a traced program is about to make.
 type call struct {
-	by   string // policy or helper
-	n    int    // which of that program's calls it is, from 1: those of all helpers that one command starts are counted together
-	nr   int
-	args [6]uint64
-	tid  int
+	by       string // policy or helper
+	n        int    // which of that program's calls it is, from 1: those of all helpers that one command starts are counted together
+	nr       int
+	args     [6]uint64
+	pid, tid int
+	child    bool // it is made by a child that has not become another program
 }
 
 // An act is what becomes of a call. The zero act lets it be made.
@@ -396,7 +397,7 @@ func (s *session) call(tid int, p *process) (hold bool, err error) {
 		return false, nil
 	}
 	leader := p.leader()
-	c := call{by: leader.program, nr: int(info.data[0]), args: [6]uint64(info.data[1:7]), tid: tid}
+	c := call{by: leader.program, nr: int(info.data[0]), args: [6]uint64(info.data[1:7]), pid: leader.pid, tid: tid, child: p != leader}
 	if c.by != s.watch || !leader.started || s.killed[c.by] || ofRuntime(c) {
 		return false, nil
 	}

@@ -111,9 +111,8 @@ func (w *world) base(verb string) {
 		w.startD()
 		w.do("prepare")
 		// The policy process was killed when the helper had attached the volumes and had not said so.
-		last := 0
 		w.tr.run(command{user: policyUser, args: w.args("isolate"), watch: helper, judge: func(c call) act {
-			if last++; c.nr == unix.SYS_EXIT_GROUP {
+			if c.nr == unix.SYS_EXIT_GROUP && !c.child {
 				return act{kill: policy}
 			}
 			return act{}
