@@ -1,0 +1,84 @@
+package crash
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"runtime"
+	"strings"
+	"testing"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/bindgate/bindgate/tests/harness"
+)
+
+// orphan kills the policy process while the helper that it started is at each of its calls in turn, and calls recover before the helper goes on. Whichever of the
+// two comes first, what they leave agrees: a helper whose caller is gone does not attach behind the back of a recover that is done.
+func (s *sweep) orphan() {
+	for n, alone := 1, 0; alone < ended; n++ {
+		s.ready()
+		var at call
+		recovered := make(chan harness.Result, 1)
+		o := s.tr.run(command{user: s.user, args: s.args(s.verb), watch: helper,
+			judge: func(c call) act {
+				if c.n == n && !c.child {
+					at = c
+					return act{kill: policy}
+				}
+				return act{}
+			},
+			orphaned: func() {
+				go func() { recovered <- s.h.Policy(s.args("recover")...) }()
+				for len(recovered) == 0 {
+					if s.lockWaitedFor() {
+						return
+					}
+					runtime.Gosched()
+				}
+			},
+		})
+		what := fmt.Sprintf("%s, recovered before %v, whose caller was killed", s.verb, at)
+		if o.hung {
+			s.t.Fatalf("%s: it does not end", what)
+		}
+		if at.n == 0 {
+			alone++
+		} else {
+			s.points++
+			alone = 0
+			o.Result = <-recovered
+			if o.Exit != 0 {
+				s.t.Errorf("%s: recover fails: %v", what, o.Result)
+				s.failures++
+			}
+		}
+		s.quiet()
+		if s.fingerprint() != s.before {
+			if list := s.disagreements(); len(list) > 0 {
+				s.t.Errorf("%s:\n\t%s\nit was left as:\n\t%s\n%v", what, strings.Join(list, "\n\t"), strings.Join(s.lines(), "\n\t"), o.Result)
+				s.failures++
+			}
+		}
+		s.settled(what, o)
+	}
+}
+
+// lockWaitedFor reports whether somebody waits for a lock of the ledger: in /proc/locks, a waiter's line has an arrow (proc_locks(5)).
+func (s *sweep) lockWaitedFor() bool {
+	var st unix.Stat_t
+	if unix.Stat(filepath.Join(s.h.Ledger(), ".lock"), &st) != nil {
+		return false
+	}
+	file := fmt.Sprintf(" %02x:%02x:%d ", unix.Major(st.Dev), unix.Minor(st.Dev), st.Ino)
+	locks, err := os.ReadFile("/proc/locks")
+	s.check(err)
+	for line := range strings.Lines(string(locks)) {
+		if strings.Contains(line, "->") && strings.Contains(line, file) {
+			return true
+		}
+	}
+	return false
+}
+
+func TestOrphanedHelper(t *testing.T) { sweeps(t, helper, (*sweep).orphan) }
