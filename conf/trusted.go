@@ -2,7 +2,6 @@ package conf
 
 import (
 	"bytes"
-	"cmp"
 	"io"
 	"os"
 	"strings"
@@ -24,8 +23,8 @@ func OpenTrusted(path string, flags int) (fd int, private bool, err error) {
 	}
 	for i, name := range p.Components {
 		at := wire.Path{Absolute: true, Components: p.Components[:i]}.String()
-		var st unix.Stat_t
-		if err := cmp.Or(RootOwned(fd, at), unix.Fstat(fd, &st)); err != nil {
+		st, err := RootOwned(fd, at)
+		if err != nil {
 			unix.Close(fd)
 			return -1, false, err
 		}
@@ -44,13 +43,14 @@ func OpenTrusted(path string, flags int) (fd int, private bool, err error) {
 	return fd, private, nil
 }
 
-// RootOwned checks that what fd refers to belongs to root and is not writable by group or others. path is for the message; the code is config.
-func RootOwned(fd int, path string) error {
-	var st unix.Stat_t
-	if err := unix.Fstat(fd, &st); err != nil || st.Uid != 0 || st.Mode&0o022 != 0 {
-		return wire.Errorf(wire.Config, "config", "cannot trust %s: it is owned by uid %d with mode %04o", path, st.Uid, st.Mode&0o7777).WithHint("chown root %s && chmod go-w %s", path, path)
+// RootOwned checks that what fd refers to belongs to root and is not writable by group or others, and returns its status. path is for the message; the code is config, or system.
+func RootOwned(fd int, path string) (st unix.Stat_t, err error) {
+	if e := unix.Fstat(fd, &st); e != nil {
+		err = wire.Errorf(wire.System, "config", "cannot examine %s: %v", path, e)
+	} else if st.Uid != 0 || st.Mode&0o022 != 0 {
+		err = wire.Errorf(wire.Config, "config", "cannot trust %s: it is owned by uid %d with mode %04o", path, st.Uid, st.Mode&0o7777).WithHint("chown root %s && chmod go-w %s", path, path)
 	}
-	return nil
+	return st, err
 }
 
 // Load reads a configuration file into v and refuses keys that v does not have: regular, root's, not writable by others, link count 1, as every folder above it.
@@ -61,8 +61,8 @@ func Load(path string, v any) error {
 	}
 	f := os.NewFile(uintptr(fd), path)
 	defer f.Close()
-	var st unix.Stat_t
-	if err := cmp.Or(RootOwned(fd, path), unix.Fstat(fd, &st)); err != nil {
+	st, err := RootOwned(fd, path)
+	if err != nil {
 		return err
 	}
 	if st.Mode&unix.S_IFMT != unix.S_IFREG || st.Nlink != 1 || st.Size > 1<<20 {

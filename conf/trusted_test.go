@@ -200,7 +200,7 @@ func TestOpenTrustedLeavesTheLastComponentToTheCaller(t *testing.T) {
 		t.Fatalf("%v, private %v", err, private)
 	}
 	defer unix.Close(fd)
-	if err := RootOwned(fd, dir+"/plugin"); !refused(err) || !strings.Contains(err.Error(), "uid 12345 with mode 0777") {
+	if _, err := RootOwned(fd, dir+"/plugin"); !refused(err) || !strings.Contains(err.Error(), "uid 12345 with mode 0777") {
 		t.Errorf("%v", err)
 	}
 	if flags, err := unix.FcntlInt(uintptr(fd), unix.F_GETFD, 0); err != nil || flags&unix.FD_CLOEXEC == 0 {

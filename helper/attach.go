@@ -48,7 +48,7 @@ func (s *session) attach(r *wire.Request) []wire.Fields {
 
 // commit records the attachments and makes them. The lock of the namespace is held from before the record is read until all is done or undone.
 func (s *session) commit(r *wire.Request, target *namespace.Target, list []*privops.Attachment) {
-	defer must(s.ledger.LockContainer(s.caller.uid, r.Owner, r.Container)).Unlock()
+	defer s.held(s.ledger.LockEntry(s.caller.uid, r.Owner, r.Container)).Unlock()
 	defer must(s.ledger.LockNS(target.NS.ID)).Unlock()
 	before := must(s.ledger.ReadNS(target.NS.ID))
 	before.Inode = target.NS.Inode
@@ -89,7 +89,7 @@ func (s *session) commit(r *wire.Request, target *namespace.Target, list []*priv
 			return
 		}
 		for _, a := range slices.Backward(list[:done+1]) {
-			a.Undo(s.host)
+			namespace.Try(func() { a.Undo(s.host) }) // all of them, whatever becomes of one
 		}
 		for _, m := range record.Mounts[live:] {
 			if namespace.Mounted(m.ID, target.NS.ID) { // what could not be taken back stays on record
@@ -116,15 +116,15 @@ func (s *session) commit(r *wire.Request, target *namespace.Target, list []*priv
 		}
 	}
 	for _, m := range stale {
-		namespace.Try(func() { recorded(&m).Detach(s.host, true, m.Made-s.ledger.Claimed(&m, record.NS)) }) // all is attached: what stays is the next one's
+		namespace.Try(func() { recorded(&m).Detach(s.host, true, m.Made-must(s.ledger.Claimed(&m, record.NS))) }) // all is attached: what stays is the next one's
 		s.ledger.Unclaim(&m, record.Mounts)
 	}
 }
 
 // refuseElsewhere refuses a container id that has live mounts in another namespace: an id is one container's.
 func (s *session) refuseElsewhere(r *wire.Request, ns uint64) {
-	other, ok := s.ledger.Find(s.caller.uid, r.Owner, r.Container)
-	if !ok || other == ns {
+	other, ok, err := s.ledger.Find(s.caller.uid, r.Owner, r.Container)
+	if namespace.Pass(err); !ok || other == ns {
 		return
 	}
 	for _, m := range must(s.ledger.ReadNS(other)).Mounts {

@@ -1,8 +1,6 @@
 package main
 
 import (
-	"cmp"
-	"context"
 	"fmt"
 	"os"
 	"os/user"
@@ -39,7 +37,7 @@ func openAudit(s *session) *audit {
 	name := s.config.Audit.File
 	dir, _, err := conf.OpenTrusted(path.Dir(name), unix.O_PATH|unix.O_DIRECTORY)
 	namespace.Pass(err)
-	namespace.Pass(conf.RootOwned(dir, path.Dir(name)))
+	must(conf.RootOwned(dir, path.Dir(name)))
 	const flags = unix.O_WRONLY | unix.O_APPEND | unix.O_NOFOLLOW | unix.O_NONBLOCK | unix.O_CLOEXEC
 	fd, err := unix.Openat(dir, path.Base(name), flags, 0)
 	if err == unix.ENOENT {
@@ -50,8 +48,7 @@ func openAudit(s *session) *audit {
 		}
 	}
 	namespace.Check(err, wire.Config, "audit", "cannot open the audit log %s", name)
-	var st unix.Stat_t
-	namespace.Pass(cmp.Or(conf.RootOwned(fd, name), unix.Fstat(fd, &st)))
+	st := must(conf.RootOwned(fd, name))
 	namespace.DieIf(st.Mode&unix.S_IFMT != unix.S_IFREG || st.Nlink != 1, wire.Errorf(wire.Config, "audit", "cannot trust the audit log %s: it must be a regular file with link count 1", name))
 	a := &audit{s: s, file: fd}
 	a.exe, _ = os.Readlink("/proc/" + strconv.Itoa(s.caller.pid) + "/exe")
@@ -93,7 +90,7 @@ func (a *audit) outcome(r *wire.Request, blocks []wire.Fields, err error) {
 // admitFailure says whether a failure of this caller is to be written down, and how many were not since the last one that was.
 func (a *audit) admitFailure() (omitted string, ok bool) {
 	name := "refused+" + strconv.FormatUint(uint64(a.s.caller.uid), 10)
-	if lock, err := a.s.ledger.Lock(context.Background(), state.Key(name)); err == nil {
+	if lock, err := a.s.ledger.LockName(name); err == nil {
 		defer lock.Unlock()
 	}
 	now, start, n := time.Now().Unix(), int64(0), 0

@@ -1,7 +1,6 @@
 package main
 
 import (
-	"context"
 	"slices"
 	"strconv"
 	"strings"
@@ -18,8 +17,9 @@ import (
 // detach works from the ledger alone: what is not in it, or is another uid's, owner's or container's, is not touched (T27). Root may detach what others attached.
 func (s *session) detach(r *wire.Request) []wire.Fields {
 	uid := s.caller.uid
-	defer must(s.ledger.LockContainer(uid, r.Owner, r.Container)).Unlock() // an attach under way is finished or not begun
-	ns, found := s.ledger.Find(uid, r.Owner, r.Container)
+	defer s.held(s.ledger.LockEntry(uid, r.Owner, r.Container)).Unlock() // an attach under way is finished or not begun
+	ns, found, err := s.ledger.Find(uid, r.Owner, r.Container)
+	namespace.Pass(err)
 	if !found && uid == 0 {
 		for _, id := range must(s.ledger.Namespaces()) {
 			for _, m := range must(s.ledger.ReadNS(id)).Mounts {
@@ -73,7 +73,7 @@ func (s *session) drop(record *state.LedgerRecord, lazy bool, which func(state.L
 		if !which(m) {
 			continue
 		}
-		keep := m.Made - s.ledger.Claimed(&m, record.NS)
+		keep := m.Made - must(s.ledger.Claimed(&m, record.NS))
 		if alive {
 			recorded(&m).Detach(s.host, lazy, keep)
 		} else if m.HostPath != "" && m.Made > 0 {
@@ -126,27 +126,15 @@ func (s *session) sweep(r *wire.Request) (gone []wire.Fields) {
 		}()
 	}
 	s.ledger.SweepIndex()
-	now, cancel := context.WithCancel(context.Background())
-	cancel() // a lock that is not free is not waited for
-	var held []*state.Lock
-	s.ledger.SweepTemporary(func(record string) bool {
-		id, err := strconv.ParseUint(record, 10, 64)
-		lock, e := s.ledger.Lock(now, id<<1)
-		if e == nil {
-			held = append(held, lock)
-		}
-		return err == nil && e == nil
-	})
-	for _, lock := range held {
-		lock.Unlock()
-	}
+	s.ledger.SweepTemporary(func(record string) (uint64, bool) { return state.Key(record), true })
 	return gone
 }
 
 // query tells what the caller attached: of one container with the sizes of the filesystems and who uses them, or of all of an owner's without. It waits for no lock: a record is the old or the new one.
 func (s *session) query(r *wire.Request) (blocks []wire.Fields) {
 	var ids []uint64
-	if ns, ok := s.ledger.Find(s.caller.uid, r.Owner, r.Container); ok {
+	ns, ok, err := s.ledger.Find(s.caller.uid, r.Owner, r.Container)
+	if namespace.Pass(err); ok {
 		ids = []uint64{ns}
 	} else if r.Container == "" {
 		ids = must(s.ledger.Namespaces())

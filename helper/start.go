@@ -133,7 +133,7 @@ func (s *session) open() {
 		fd, _, err = conf.OpenTrusted(conf.LedgerDir(), unix.O_PATH|unix.O_DIRECTORY)
 	}
 	namespace.Pass(err)
-	namespace.Pass(conf.RootOwned(fd, conf.LedgerDir()))
+	must(conf.RootOwned(fd, conf.LedgerDir()))
 	own, e1 := os.Stat(conf.HelperPath()) // another name of this program would stay setuid when this one is replaced (T29)
 	exe, e2 := os.Stat("/proc/self/exe")
 	namespace.DieIf(e1 != nil || e2 != nil || !os.SameFile(own, exe) || own.Sys().(*syscall.Stat_t).Nlink != 1, wire.Errorf(wire.Config, "start", "cannot run under another name than %s, or with more than one", conf.HelperPath()))
@@ -159,6 +159,14 @@ func readRequest() *wire.Request {
 			return must(wire.DecodeRequest(data))
 		}
 	}
+}
+
+// held goes on with a lock that was waited for. A caller that is gone by then has nothing more done for it: the next one may be at work on the same already, and does not know of us. Dies of timeout.
+func (s *session) held(l *state.Lock, err error) *state.Lock {
+	namespace.Pass(err)
+	n, _ := unix.Poll([]unix.PollFd{{Fd: 1}}, 0) // nothing is asked for but POLLERR and POLLHUP: nobody reads the reply
+	namespace.DieIf(n > 0, wire.Errorf(wire.Timeout, "caller", "cannot go on: the caller has ended"))
+	return l
 }
 
 // authorise admits the policy user and the uids that helper.toml names. The setuid bit's group is not enough (T01). Dies of denied.

@@ -2,7 +2,6 @@ package main
 
 import (
 	"cmp"
-	"context"
 	"strconv"
 	"strings"
 
@@ -11,7 +10,6 @@ import (
 	"github.com/bindgate/bindgate/conf"
 	"github.com/bindgate/bindgate/namespace"
 	"github.com/bindgate/bindgate/privops"
-	"github.com/bindgate/bindgate/state"
 	"github.com/bindgate/bindgate/wire"
 )
 
@@ -19,7 +17,7 @@ import (
 func (s *session) volume(r *wire.Request) []wire.Fields {
 	fd, _, err := conf.OpenTrusted(conf.VolumesDir(), unix.O_RDONLY|unix.O_DIRECTORY)
 	namespace.Pass(err)
-	namespace.Pass(conf.RootOwned(fd, conf.VolumesDir()))
+	must(conf.RootOwned(fd, conf.VolumesDir()))
 	v := &privops.Volumes{FD: fd, Path: conf.VolumesDir()}
 	if r.Op == wire.OpListVolumes && r.Name == "" {
 		var blocks []wire.Fields
@@ -28,7 +26,7 @@ func (s *session) volume(r *wire.Request) []wire.Fields {
 		}
 		return blocks
 	}
-	defer must(s.ledger.Lock(context.Background(), state.Key("volume", r.Name))).Unlock()
+	defer s.held(s.ledger.LockName("volume+" + r.Name)).Unlock()
 	created := false
 	switch r.Op {
 	case wire.OpRemoveVolume:

@@ -80,11 +80,11 @@ func (r *Recorded) unmake(point string, keep int) {
 	}
 }
 
-// RootID names a directory, to know it again.
+// RootID names a directory, to know it again. Dies of system.
 func RootID(fd int) string {
 	var st unix.Stat_t
-	err := unix.Fstat(fd, &st)
-	return fmt.Sprintf("%d:%d:%v", st.Dev, st.Ino, err)
+	namespace.Check(unix.Fstat(fd, &st), wire.System, "target", "cannot examine a directory of the container")
+	return fmt.Sprintf("%d:%d", st.Dev, st.Ino)
 }
 
 // openPoint opens an absolute path in the namespace that the calling thread has entered; fuse as for Open.

@@ -81,14 +81,14 @@ func (l *Ledger) Claim(m *LedgerMount, ns uint64) (err error) {
 }
 
 // Claimed counts how many of the last folders made for m are still the namespace's to remove.
-func (l *Ledger) Claimed(m *LedgerMount, ns uint64) (n int) {
+func (l *Ledger) Claimed(m *LedgerMount, ns uint64) (n int, err error) {
 	for _, name := range m.claims(m.Made) {
-		if now, err := l.root.Readlink(name); err != nil || now != recordName(ns) {
-			break
+		if now, ok, err := l.index(name); !ok || now != ns {
+			return n, err
 		}
 		n++
 	}
-	return n
+	return n, nil
 }
 
 // Unclaim forgets what was claimed for m, but for what the other mounts of its namespace have inherited.
@@ -104,13 +104,16 @@ func (l *Ledger) Unclaim(m *LedgerMount, others []LedgerMount) {
 	}
 }
 
-// LockContainer locks the entry of a container. Whoever locks a record too locks this first.
-func (l *Ledger) LockContainer(uid uint32, owner, container string) (*Lock, error) {
-	return l.Lock(context.Background(), Key(indexName(uid, owner, container)))
+// LockName waits for the lock of a name, however long.
+func (l *Ledger) LockName(n string) (*Lock, error) { return l.Lock(context.Background(), Key(n)) }
+
+// LockEntry locks the entry of a container. Whoever locks a record too locks this first.
+func (l *Ledger) LockEntry(uid uint32, owner, container string) (*Lock, error) {
+	return l.LockName(indexName(uid, owner, container))
 }
 
 // LockNS locks the record of a mount namespace.
-func (l *Ledger) LockNS(ns uint64) (*Lock, error) { return l.Lock(context.Background(), ns<<1) }
+func (l *Ledger) LockNS(ns uint64) (*Lock, error) { return l.LockName(recordName(ns)) }
 
 func recordName(ns uint64) string { return strconv.FormatUint(ns, 10) }
 
@@ -141,17 +144,24 @@ func (l *Ledger) WriteNS(r *LedgerRecord) error {
 	return l.Write(recordName(r.NS), r.encode())
 }
 
-// Find returns the namespace that a container's entry names; false if there is none.
-func (l *Ledger) Find(uid uint32, owner, container string) (uint64, bool) {
-	text, err := l.root.Readlink(indexName(uid, owner, container))
-	ns, perr := strconv.ParseUint(text, 10, 64)
-	return ns, err == nil && perr == nil
+// Find returns the namespace that a container's entry names; false if there is none. That it cannot be read is an error: what was attached must not be taken for nothing.
+func (l *Ledger) Find(uid uint32, owner, container string) (uint64, bool, error) {
+	return l.index(indexName(uid, owner, container))
+}
+
+func (l *Ledger) index(name string) (ns uint64, ok bool, err error) {
+	text, err := l.root.Readlink(name)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return 0, false, l.failed("read", name, err)
+	}
+	ns, err = strconv.ParseUint(text, 10, 64)
+	return ns, err == nil, nil
 }
 
 // Enter makes the entry of a container say ns. It is written before the record, so an entry may name a record that does not know the container, never the other way round.
 func (l *Ledger) Enter(uid uint32, owner, container string, ns uint64) error {
 	name := indexName(uid, owner, container)
-	if now, ok := l.Find(uid, owner, container); ok && now == ns {
+	if now, ok, _ := l.Find(uid, owner, container); ok && now == ns {
 		return nil
 	}
 	l.root.Remove(name)
@@ -180,12 +190,11 @@ func (l *Ledger) Namespaces() (ids []uint64, err error) {
 func (l *Ledger) SweepIndex() {
 	entries, _ := l.entries()
 	for _, e := range entries {
-		text, err := l.root.Readlink(e)
-		if ns, perr := strconv.ParseUint(text, 10, 64); err == nil && perr == nil {
-			if own, err := l.Lock(context.Background(), Key(e)); err == nil {
+		if ns, ok, _ := l.index(e); ok {
+			if own, err := l.LockName(e); err == nil {
 				if lock, err := l.LockNS(ns); err == nil {
-					now, _ := l.root.Readlink(e)
-					if _, err := l.root.Lstat(text + ext); now == text && errors.Is(err, fs.ErrNotExist) {
+					now, _, _ := l.index(e)
+					if _, err := l.root.Lstat(recordName(ns) + ext); now == ns && errors.Is(err, fs.ErrNotExist) {
 						l.root.Remove(e)
 					}
 					lock.Unlock()

@@ -94,33 +94,33 @@ func TestLedgerRecordThatCannotBeTrusted(t *testing.T) {
 func TestIndexFindsAContainer(t *testing.T) {
 	dir := t.TempDir()
 	l := ledger(t, dir)
-	if _, ok := l.Find(0, "o", "c"); ok {
+	if _, ok, _ := l.Find(0, "o", "c"); ok {
 		t.Error("it is found before it was entered")
 	}
 	must(t, l.Enter(1000, "o", "c", math.MaxUint64))
 	must(t, l.Enter(1000, "o", "c", math.MaxUint64))
 	must(t, l.Enter(1001, "o", "c", 8))
-	if ns, ok := l.Find(1000, "o", "c"); !ok || ns != math.MaxUint64 {
+	if ns, ok, _ := l.Find(1000, "o", "c"); !ok || ns != math.MaxUint64 {
 		t.Errorf("%d, %v", ns, ok)
 	}
 	must(t, l.Enter(1000, "o", "c", 9)) // it is another namespace's now
-	if ns, ok := l.Find(1000, "o", "c"); !ok || ns != 9 {
+	if ns, ok, _ := l.Find(1000, "o", "c"); !ok || ns != 9 {
 		t.Errorf("%d, %v", ns, ok)
 	}
 	for _, k := range []struct {
 		uid              uint32
 		owner, container string
 	}{{0, "o", "c"}, {100, "o", "c"}, {10001, "o", "c"}, {1000, "", "c"}, {1000, "o", ""}, {1000, "o2", "c"}, {1000, "o", "c2"}, {1000, "O", "c"}} {
-		if ns, ok := l.Find(k.uid, k.owner, k.container); ok {
+		if ns, ok, _ := l.Find(k.uid, k.owner, k.container); ok {
 			t.Errorf("%v finds %d", k, ns)
 		}
 	}
 	l.Leave(1000, "o", "c", &LedgerRecord{})
 	l.Leave(1000, "o", "c", &LedgerRecord{})
-	if _, ok := l.Find(1000, "o", "c"); ok {
+	if _, ok, _ := l.Find(1000, "o", "c"); ok {
 		t.Error("it is found after it left")
 	}
-	if ns, ok := l.Find(1001, "o", "c"); !ok || ns != 8 || len(names(t, dir)) != 1 {
+	if ns, ok, _ := l.Find(1001, "o", "c"); !ok || ns != 8 || len(names(t, dir)) != 1 {
 		t.Errorf("the other uid's: %d, %v", ns, ok)
 	}
 }
@@ -159,17 +159,17 @@ func TestIndexEntryThatIsNoneFindsNothing(t *testing.T) {
 	name := dir + "/" + indexName(1, "o", "c")
 	for _, text := range []string{"x", "-1", "../7", "7.rec", "18446744073709551616", " 7"} {
 		must(t, os.Symlink(text, name))
-		if ns, ok := l.Find(1, "o", "c"); ok {
+		if ns, ok, _ := l.Find(1, "o", "c"); ok {
 			t.Errorf("%q is taken as %d", text, ns)
 		}
 		must(t, l.Enter(1, "o", "c", 7)) // and can be replaced
-		if ns, ok := l.Find(1, "o", "c"); !ok || ns != 7 {
+		if ns, ok, _ := l.Find(1, "o", "c"); !ok || ns != 7 {
 			t.Errorf("%d, %v", ns, ok)
 		}
 		must(t, os.Remove(name))
 	}
 	must(t, os.WriteFile(name, []byte("7"), 0o600))
-	if ns, ok := l.Find(1, "o", "c"); ok {
+	if ns, ok, _ := l.Find(1, "o", "c"); ok {
 		t.Errorf("a file is taken as %d", ns)
 	}
 }
@@ -184,11 +184,11 @@ func TestSweepIndexKeepsWhatHasARecord(t *testing.T) {
 	must(t, l.WriteNS(&LedgerRecord{NS: 7, Mounts: []LedgerMount{mount(1, "o", "alive", "/a")}}))
 	l.SweepIndex()
 	for container, want := range map[string]bool{"alive": true, "gone": false, "a.rec": false} {
-		if _, ok := l.Find(1, "o", container); ok != want {
+		if _, ok, _ := l.Find(1, "o", container); ok != want {
 			t.Errorf("%s: %v", container, ok)
 		}
 	}
-	if _, ok := l.Find(2, "o", "alive-too"); !ok {
+	if _, ok, _ := l.Find(2, "o", "alive-too"); !ok {
 		t.Error("another uid's entry went")
 	}
 	if r, err := l.ReadNS(7); err != nil || len(r.Mounts) != 1 {

@@ -160,14 +160,20 @@ func (s *Store) MoveAside(name string) (string, error) {
 	}
 }
 
-// SweepTemporary removes the temporary files that a crash left of the records for which mine returns true. The caller holds those records' locks, so that no writer is at work.
-func (s *Store) SweepTemporary(mine func(record string) bool) error {
+// SweepTemporary removes the temporary files that a crash left of the records that key admits, of which it returns the lock's key: where that is taken, a writer is at work, and nothing is removed.
+func (s *Store) SweepTemporary(key func(record string) (key uint64, mine bool)) error {
+	now, cancel := context.WithCancel(context.Background())
+	cancel() // a lock that is not free is not waited for
 	entries, err := s.entries()
 	for _, e := range entries { // renameio names them "." + file + a random number
 		name, ok := strings.CutSuffix(strings.TrimRight(e, "0123456789"), ext)
-		if name, dot := strings.CutPrefix(name, "."); ok && dot && mine(name) {
-			if e := s.root.Remove(e); e != nil && !errors.Is(e, fs.ErrNotExist) {
-				err = cmp.Or(err, s.failed("remove a temporary file of", name, e))
+		name, dot := strings.CutPrefix(name, ".")
+		if k, mine := key(name); ok && dot && mine {
+			if lock, busy := s.Lock(now, k); busy == nil {
+				if e := s.root.Remove(e); e != nil && !errors.Is(e, fs.ErrNotExist) {
+					err = cmp.Or(err, s.failed("remove a temporary file of", name, e))
+				}
+				lock.Unlock()
 			}
 		}
 	}

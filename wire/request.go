@@ -173,10 +173,7 @@ func (v *values) optional(key string, base int, max uint64) *uint32 {
 	return new(uint32(v.number(key, base, 0, max)))
 }
 
-func anyPath(v string) error {
-	_, err := ParsePath(v)
-	return err
-}
+func anyPath(v string) error { _, err := ParsePath(v); return err }
 
 func absolute(v string) error {
 	p, err := ParsePath(v)

@@ -337,7 +337,9 @@ func (r *recovery) container(ctx context.Context, seen *containerRecord) {
 func (r *recovery) clean(ctx context.Context, c *containerRecord, force, unchanged bool) {
 	cutOff := c.Phase == phasePreparing
 	_, has := r.attached[c.Container]
-	out, err := r.iso.clean(ctx, c, cleanHow{force: force, detached: r.attached != nil && !has && unchanged, manner: r.how})
+	// A helper that was asked before the crash may still be at work: it is waited for by a detach, but not by the query.
+	asked := c.Phase == phaseIsolating || slices.ContainsFunc(c.Volumes, func(e *entry) bool { return e.Pending })
+	out, err := r.iso.clean(ctx, c, cleanHow{force: force, detached: r.attached != nil && !has && unchanged && !asked, manner: r.how})
 	r.add(func(all *Recovered) {
 		if out != nil {
 			all.Unmounted = append(all.Unmounted, out.Unmounted...)
@@ -481,23 +483,9 @@ func (r *recovery) volume(ctx context.Context, id volumeID) error {
 }
 
 // temporary removes the temporary files that crashes left, of records that nobody is at work on.
-func (r *recovery) temporary(ctx context.Context) {
-	now, cancel := context.WithCancel(ctx)
-	cancel() // a lock that is not free is not waited for
+func (r *recovery) temporary(context.Context) {
 	sweep := func(s *state.Store, mine func(string) bool) {
-		held := map[string]*state.Lock{}
-		err := s.SweepTemporary(func(name string) bool {
-			if held[name] == nil && mine(name) {
-				if l, err := s.Lock(now, state.Key(name)); err == nil {
-					held[name] = l
-				}
-			}
-			return held[name] != nil
-		})
-		for _, l := range held {
-			l.Unlock()
-		}
-		if err != nil {
+		if err := s.SweepTemporary(func(name string) (uint64, bool) { return state.Key(name), mine(name) }); err != nil {
 			r.failed(volumeID{}, err)
 		}
 	}
