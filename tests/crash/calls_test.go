@@ -136,6 +136,8 @@ func errs(list ...syscall.Errno) []syscall.Errno { return list }
 // errors are the errors that a call can have.
 func (c call) errors() []syscall.Errno {
 	switch {
+	case c.nr == unix.SYS_WRITE && c.by == helper && c.args[0] == 1: // the reply, on a pipe
+		return errs(eintr, eagain)
 	case c.nr == unix.SYS_FCNTL && slices.Contains([]uint64{unix.F_DUPFD_CLOEXEC, unix.F_DUPFD}, c.args[1]):
 		return errs(emfile)
 	case c.nr == unix.SYS_FCNTL && c.args[1] == unix.F_OFD_SETLK:

@@ -49,6 +49,7 @@ var (
 func newWorld(t *testing.T, h *harness.Host, user harness.User, vols []volume) *world {
 	h.AllowAll()
 	w := &world{t: t, h: h, user: user, vols: vols, p: h.Plugin("plugin", "-bind", "-count", "ids"), c: h.Container(harness.ContainerOptions{ID: "c"})}
+	h.Mkdir(w.sandbox(), 0o755)
 	w.root = w.made()
 	w.tr = newTracer(t, h)
 	t.Cleanup(w.endD)
@@ -126,14 +127,16 @@ func (w *world) startD() {
 	w.t.Helper()
 	w.endD()
 	w.d = w.h.SharedRoot(harness.SharedRootOptions{ID: "d"})
-	sandbox := w.h.Mkdir(filepath.Join(w.h.Sandboxes(), "d"), 0o755)
-	args := []string{"attach", "-o", "json", "--container", "d", "--directory", sandbox, "--pid", w.d.PIDString()}
+	args := []string{"attach", "-o", "json", "--container", "d", "--directory", w.sandbox(), "--pid", w.d.PIDString()}
 	for i, v := range w.vols {
 		args = append(args, w.mountFlags([]volume{{v.driver, "d-" + v.name, fmt.Sprintf("in/%d", i)}})...)
 	}
 	w.h.Policy(args...).OK(w.t)
 	w.d.Kill()
 }
+
+// sandbox is that of the second container.
+func (w *world) sandbox() string { return filepath.Join(w.h.Sandboxes(), "d") }
 
 func (w *world) endD() {
 	if w.d != nil {
@@ -178,7 +181,7 @@ func (w *world) check(err error) {
 
 // made lists what is in the container's root filesystem where volumes are attached, as the host sees it: without what is mounted there.
 func (w *world) made() (list []string) {
-	for _, dir := range []string{w.c.Root, filepath.Join(w.c.Root, "tmp"), filepath.Join(w.c.Root, "srv"), filepath.Join(w.h.Sandboxes(), "d")} {
+	for _, dir := range []string{w.c.Root, filepath.Join(w.c.Root, "tmp"), filepath.Join(w.c.Root, "srv"), w.sandbox()} {
 		filepath.WalkDir(dir, func(path string, d fs.DirEntry, err error) error {
 			if err == nil {
 				list = append(list, "made "+path)
