@@ -343,9 +343,9 @@ func (w *world) state() *state {
 		}
 		strange(payload)
 	})
-	for name, ns := range index {
-		id := name[strings.LastIndexByte(name, '+')+1:]
-		if !slices.ContainsFunc(s.ledger, func(m ledgerMount) bool { return m.container == id }) {
+	for name, ns := range index { // of a container, or of a folder that was made
+		id, container := name[strings.LastIndexByte(name, '+')+1:], strings.HasPrefix(name, "by+")
+		if !slices.ContainsFunc(s.ledger, func(m ledgerMount) bool { return !container || m.container == id }) {
 			s.strange = append(s.strange, "index entry "+name+" -> "+ns)
 		}
 	}
