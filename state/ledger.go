@@ -1,7 +1,6 @@
 package state
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"io/fs"
@@ -73,8 +72,8 @@ func (l *Ledger) Claim(m *LedgerMount, ns uint64) (err error) {
 	for up, name := range m.claims(max(m.Made, 1)) {
 		if now, e := l.root.Readlink(name); e == nil && now != recordName(ns) {
 			l.root.Remove(name)
-		} else if e != nil && up < m.Made {
-			err = cmp.Or(err, l.root.Symlink(recordName(ns), name))
+		} else if e != nil && up < m.Made && err == nil {
+			err = l.root.Symlink(recordName(ns), name)
 		}
 	}
 	return l.sync("claim", recordName(ns), err)

@@ -74,29 +74,33 @@ func (s *sweep) fault() {
 			i++
 		}
 		s.quiet()
-		s.judge(what, o, before, success, more)
-		s.settled(what, o)
+		switch now := s.judge(what, o, before, success, more); {
+		case slices.Equal(now, before):
+			s.before = s.fingerprint() // written anew, but the same
+		case o.Exit == 0 && slices.Equal(now, success):
+			s.changed++
+			s.finish(s.failing(what, now, o))
+		default:
+			s.settled(what, o)
+		}
 	}
 	s.t.Logf("%s: with %v", s.verb, tried)
 }
 
-// judge looks at how a run ended of which one call failed.
-func (s *sweep) judge(what string, o outcome, before, success, more []string) {
+// judge looks at how a run ended of which one call failed, and returns what state it left.
+func (s *sweep) judge(what string, o outcome, before, success, more []string) (now []string) {
 	s.t.Helper()
-	now := s.lines()
-	fail := func(why string, list ...string) {
-		s.t.Errorf("%s: %s:\n\t%s\nit was left as:\n\t%s\n%v", what, why, strings.Join(list, "\n\t"), strings.Join(now, "\n\t"), o.Result)
-		s.failures++
-	}
+	now = s.lines()
+	fail := s.failing(what, now, o)
 	if o.hung {
 		fail("it does not end")
-		return
+		return now
 	}
 	if o.Exit == 0 {
 		if !slices.Equal(now, success) {
 			fail("it ended well, and the state is not that of a success", success...)
 		}
-		return
+		return now
 	}
 	var doc struct {
 		Error struct {
@@ -118,6 +122,7 @@ func (s *sweep) judge(what string, o outcome, before, success, more []string) {
 	if slices.Contains([]string{"prepare", "isolate", "attach"}, s.verb) && !slices.Equal(now, before) && len(doc.Error.Left) == 0 {
 		fail("it failed, nothing is reported as left, and the state is not as before", before...)
 	}
+	return now
 }
 
 func TestFaultPolicy(t *testing.T) { sweeps(t, policy, (*sweep).fault) }

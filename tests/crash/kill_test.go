@@ -83,12 +83,7 @@ func (s *sweep) settled(what string, o outcome) {
 		return
 	}
 	s.changed++
-	s.before = 0
-	found := s.lines()
-	fail := func(why string, list ...string) {
-		s.t.Errorf("%s: %s:\n\t%s\nit was left as:\n\t%s\n%v", what, why, strings.Join(list, "\n\t"), strings.Join(found, "\n\t"), o.Result)
-		s.failures++
-	}
+	fail := s.failing(what, s.lines(), o)
 	if r := s.h.Policy(s.args("recover")...); r.Exit != 0 {
 		fail("recover fails", r.String())
 	}
@@ -96,8 +91,16 @@ func (s *sweep) settled(what string, o outcome) {
 		fail("after recover", list...)
 	}
 	s.again(fail)
-	if s.failures > tooMany {
-		s.t.Fatal("too many failures")
+}
+
+// failing returns what reports a failure: after a run that left this state.
+func (s *sweep) failing(what string, left []string, o outcome) func(why string, list ...string) {
+	return func(why string, list ...string) {
+		s.t.Helper()
+		s.t.Errorf("%s: %s:\n\t%s\nit was left as:\n\t%s\n%v", what, why, strings.Join(list, "\n\t"), strings.Join(left, "\n\t"), o.Result)
+		if s.failures++; s.failures > tooMany {
+			s.t.Fatal("too many failures")
+		}
 	}
 }
 
@@ -129,13 +132,21 @@ func (s *sweep) again(fail func(string, ...string)) {
 			fail("nothing is attached at "+v.path, now.lines()...)
 		}
 	}
-	do("cleanup")
+	s.finish(fail)
+}
+
+// finish cleans the container up: nothing is left then.
+func (s *sweep) finish(fail func(string, ...string)) {
+	if r := s.h.Policy(s.args("cleanup")...); r.Exit != 0 {
+		fail("cleanup fails", r.String())
+	}
 	s.endD()
 	if left := s.lines(); !slices.Equal(left, s.clean) {
 		fail("after cleanup something is left", left...)
 		s.reset()
 	}
 	s.removeVolumes()
+	s.before = 0
 }
 
 // reset takes everything away, so that one failure is not every later point's.

@@ -44,21 +44,19 @@ func (s *sweep) orphan() {
 		}
 		if at.n == 0 {
 			alone++
-		} else {
-			s.points++
-			alone = 0
-			o.Result = <-recovered
-			if o.Exit != 0 {
-				s.t.Errorf("%s: recover fails: %v", what, o.Result)
-				s.failures++
-			}
+			s.settled(what, o)
+			continue
 		}
+		alone = 0
+		s.points++
+		o.Result = <-recovered
 		s.quiet()
-		if s.fingerprint() != s.before {
-			if list := s.disagreements(); len(list) > 0 {
-				s.t.Errorf("%s:\n\t%s\nit was left as:\n\t%s\n%v", what, strings.Join(list, "\n\t"), strings.Join(s.lines(), "\n\t"), o.Result)
-				s.failures++
-			}
+		fail := s.failing(what, s.lines(), o)
+		if o.Exit != 0 {
+			fail("recover fails")
+		}
+		if list := s.disagreements(); s.fingerprint() != s.before && len(list) > 0 {
+			fail("after that recover", list...)
 		}
 		s.settled(what, o)
 	}
