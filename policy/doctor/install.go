@@ -46,9 +46,7 @@ func (d *Doctor) trusted(check, path string) (st unix.Stat_t, ok bool) {
 	}
 	if err == nil {
 		defer unix.Close(fd)
-		if err = conf.RootOwned(fd, path); err == nil {
-			err = unix.Fstat(fd, &st)
-		}
+		st, err = conf.RootOwned(fd, path)
 	}
 	if err != nil {
 		e := wire.AsError(err)
@@ -297,7 +295,7 @@ func (d *Doctor) makeFolder(path string, mode uint32, uid, gid int) error {
 		return err
 	}
 	defer unix.Close(parent)
-	if err := conf.RootOwned(parent, filepath.Dir(path)); err != nil {
+	if _, err := conf.RootOwned(parent, filepath.Dir(path)); err != nil {
 		return err
 	}
 	name := filepath.Base(path)
