@@ -109,7 +109,7 @@ func dropCapabilities() error {
 func noCapabilities() error {
 	threads, err := os.ReadDir("/proc/self/task")
 	for _, t := range threads {
-		status, err := os.ReadFile("/proc/self/task/" + t.Name() + "/status")
+		status, err := os.ReadFile("/proc/" + t.Name() + "/status") // not below self/task (docs/adr/0016)
 		if errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ESRCH) {
 			continue // it has ended
 		} else if err != nil {
