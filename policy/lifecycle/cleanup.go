@@ -11,7 +11,7 @@ import (
 // CleanupOptions are the exceptions that Cleanup makes.
 type CleanupOptions struct {
 	Force  bool // although its process is alive; detaches lazily
-	Forget bool // drop the record without asking the drivers: a plugin is gone for good
+	Forget bool // drop the record without asking the drivers: a plugin is gone for good; the helper writes it into the audit log, or nothing is forgotten
 }
 
 // Cleanup detaches what is still attached to a container that has ended, drops its references, has the driver unmount the volumes that nobody else uses,
@@ -93,7 +93,7 @@ func (iso *Isolator) clean(ctx context.Context, c *containerRecord, how cleanHow
 		}
 	}
 	c.Phase, how.keepPending = phaseCleaning, true
-	if len(c.Volumes) > 0 {
+	if len(c.Volumes) > 0 || how.forget {
 		if err := iso.letGoOf(ctx, c, append([]*entry(nil), c.Volumes...), how, out); err != nil {
 			return out, err
 		}

@@ -87,8 +87,8 @@ func (iso *Isolator) letGoOf(ctx context.Context, c *containerRecord, entries []
 	if err := iso.writeContainer(c); err != nil { // the intent: a crash from here on is finished by recover
 		return err
 	}
-	if len(inside) > 0 && !how.detached {
-		gone, err := iso.detach(ctx, c, inside, how.force)
+	if how.forget || len(inside) > 0 && !how.detached { // that a container is forgotten is for the audit log
+		gone, err := iso.detach(ctx, c, inside, how)
 		if err != nil {
 			out.Pending = append(out.Pending, iso.heldBy(ctx, c, inside, err)...)
 			if werr := iso.writeContainer(c); werr != nil {
@@ -157,8 +157,8 @@ func (iso *Isolator) attachable(c *containerRecord, entries []*entry) []*entry {
 }
 
 // detach asks the helper to take the entries out of the container. That it knows nothing of one is as good.
-func (iso *Isolator) detach(ctx context.Context, c *containerRecord, entries []*entry, lazy bool) ([]Detached, error) {
-	r := &wire.Request{Op: wire.OpDetach, Owner: c.Owner, Container: c.Container, Lazy: lazy}
+func (iso *Isolator) detach(ctx context.Context, c *containerRecord, entries []*entry, how cleanHow) ([]Detached, error) {
+	r := &wire.Request{Op: wire.OpDetach, Owner: c.Owner, Container: c.Container, Lazy: how.force, Forget: how.forget}
 	if len(entries) < len(containerEntries(c.Volumes)) { // no mount= means all
 		for _, e := range entries {
 			r.Mounts = append(r.Mounts, wire.Mount{Path: e.ContainerPath})
@@ -169,7 +169,7 @@ func (iso *Isolator) detach(ctx context.Context, c *containerRecord, entries []*
 	case isCode(err, wire.NotFound) && len(r.Mounts) > 1: // of one of them, so it has left all as they are
 		var gone []Detached
 		for _, e := range entries {
-			d, err := iso.detach(ctx, c, []*entry{e}, lazy)
+			d, err := iso.detach(ctx, c, []*entry{e}, how)
 			if err != nil {
 				return gone, err
 			}
@@ -204,7 +204,7 @@ func clean(path string) string {
 
 // detachAll takes out whatever the helper knows of a container.
 func (iso *Isolator) detachAll(ctx context.Context, c *containerRecord) error {
-	_, err := iso.detach(ctx, c, containerEntries(c.Volumes), false)
+	_, err := iso.detach(ctx, c, containerEntries(c.Volumes), cleanHow{})
 	return err
 }
 

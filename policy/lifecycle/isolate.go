@@ -144,7 +144,7 @@ func unknown(err error) bool { return isCode(err, wire.Timeout, wire.Internal, w
 func (iso *Isolator) undoAttach(ctx context.Context, c *containerRecord, entries []*entry, err error, needed bool) error {
 	failed := *failure(err)
 	if needed {
-		_, derr := iso.detach(context.WithoutCancel(ctx), c, entries, true)
+		_, derr := iso.detach(context.WithoutCancel(ctx), c, entries, cleanHow{force: true})
 		for _, e := range entries {
 			step := Step{Driver: e.Driver, Name: e.Name, Stage: "attach"}
 			if derr != nil {

@@ -250,6 +250,9 @@ func (w *world) helper(ctx context.Context, r *wire.Request) (*wire.Reply, error
 	if r.Lazy {
 		call += " lazy"
 	}
+	if r.Forget {
+		call += " forget"
+	}
 	if err := w.step(call); err != nil {
 		return nil, err
 	}

@@ -426,6 +426,12 @@ func TestUnmountPending(t *testing.T) {
 		if r := h.Policy("cleanup", "-o", "json", "--container", "d", "--forget").OK(t); !strings.Contains(r.Stderr, "without asking the drivers") || len(p.Calls("Unmount")) != n {
 			t.Errorf("cleanup --forget: %v", r)
 		}
+		log := strings.Split(strings.TrimSpace(h.ReadFile(h.AuditLog())), "\n")
+		for _, word := range []string{`"event":"done"`, `"op":"detach"`, `"container":"d"`, `"forget":"1"`} {
+			if last := log[len(log)-1]; !strings.Contains(last, word) {
+				t.Errorf("cleanup --forget of a container that had nothing attached: the audit log does not say %s: %s", word, last)
+			}
+		}
 		wantNothingLeft(t, h)
 
 		// The next cleanup tries again, and so does recover.
