@@ -38,7 +38,7 @@ type app struct {
 	Streams
 	name   string                         // by which it was called
 	become func(*config.Policy) error     // give up root, or refuse
-	reads  []string                       // files that it reads after that, by their paths
+	reads  []string                       // files and folders that it reads after that, by their paths
 	writes []string                       // folders that it writes to after that
 	load   func() (*config.Policy, error) // policy.toml
 	seam   func(*lifecycle.Options)       // for tests
@@ -194,13 +194,13 @@ as anyone else it refuses. Who may use which volume is decided by the [[rule]]s 
 	_ = root.RegisterFlagCompletionFunc("log-level", fixed("debug", "info", "warn", "error"))
 	root.AddCommand(a.prepareCommand(), a.isolateCommand(), a.bindCommand(), a.attachCommand(), a.detachCommand(), a.cleanupCommand(),
 		a.recoverCommand(), a.watchCommand(), a.doctorCommand(), a.statusCommand(), a.usageCommand(), a.volumeCommand(), a.policyCommand(),
-		a.hookCommand())
+		a.hookCommand(), a.auditCommand())
 	return root
 }
 
-// start gives up root and whatever else it can, and opens the journal. Every command that reads a job, a record or a driver's answer calls it first; what it
-// is to read or write besides by then is in a.reads and a.writes.
-func (a *app) start(cmd *cobra.Command) (context.Context, *session, error) {
+// unprivileged looks at the flags that every command has, loads policy.toml, and gives up root and whatever else it can. What the command is to read or write
+// besides by then is in a.reads and a.writes.
+func (a *app) unprivileged() (*config.Policy, *slog.Logger, error) {
 	if a.output != "" && a.output != "table" && a.output != "json" {
 		return nil, nil, usageError("cannot write %q: -o is table or json", a.output)
 	}
@@ -221,7 +221,15 @@ func (a *app) start(cmd *cobra.Command) (context.Context, *session, error) {
 	if err := confine(policy, a.reads, a.writes); err != nil {
 		return nil, nil, err
 	}
-	log := slog.New(slog.NewTextHandler(a.Err, &slog.HandlerOptions{Level: level}))
+	return policy, slog.New(slog.NewTextHandler(a.Err, &slog.HandlerOptions{Level: level})), nil
+}
+
+// start gives up root and opens the journal. Every command that reads a job, a record or a driver's answer calls it first.
+func (a *app) start(cmd *cobra.Command) (context.Context, *session, error) {
+	policy, log, err := a.unprivileged()
+	if err != nil {
+		return nil, nil, err
+	}
 	o := lifecycle.Options{Policy: policy, Owner: a.owner, Logger: log, Observe: a.observe}
 	if a.seam != nil {
 		a.seam(&o)
@@ -230,13 +238,18 @@ func (a *app) start(cmd *cobra.Command) (context.Context, *session, error) {
 	if err != nil {
 		return nil, nil, err
 	}
+	return a.bounded(cmd), &session{iso, policy, log}, nil
+}
+
+// bounded is a command's context, with --timeout.
+func (a *app) bounded(cmd *cobra.Command) context.Context {
 	ctx := cmd.Context()
 	if a.timeout > 0 {
 		var cancel context.CancelFunc
 		ctx, cancel = context.WithTimeout(ctx, a.timeout)
 		context.AfterFunc(ctx, cancel)
 	}
-	return ctx, &session{iso, policy, log}, nil
+	return ctx
 }
 
 // report writes an error to stderr and returns its exit status.

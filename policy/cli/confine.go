@@ -34,7 +34,7 @@ const (
 )
 
 // confine gives up for good what a policy process has no use for where the helper is reached over a socket: no_new_privs in every thread, and by Landlock all
-// files but the journal (to write) and those it reads. reads names more files of these, such as the job's, and writes more folders of those. It starts no
+// files but the journal (to write) and those it reads. reads names more of these, such as the job's file, and writes more folders of those. It starts no
 // program and makes no device. What is open stays usable; sockets can be connected to wherever their permissions allow it.
 //
 // The setuid helper starts with what its caller has: it would have neither a setuid bit nor files. So with that transport nothing is done here.
@@ -56,7 +56,7 @@ func confine(p *config.Policy, reads, writes []string) error {
 	for _, l := range plugins {
 		files = append(files, l.Reads...)
 	}
-	dirs := slices.Concat(readDirs, p.Plugins.SocketDirs, p.Plugins.SpecDirs, []string{filepath.Dir(conf.PolicyTOML())})
+	dirs := slices.Concat(readDirs, reads, p.Plugins.SocketDirs, p.Plugins.SpecDirs, []string{filepath.Dir(conf.PolicyTOML())})
 	if resolv, err := filepath.EvalSymlinks("/etc/resolv.conf"); err == nil && filepath.Dir(resolv) != "/etc" {
 		dirs = append(dirs, filepath.Dir(resolv)) // where another takes its place while we run
 	}
