@@ -27,7 +27,8 @@ var mayImport = map[string][]string{
 	"state":     {"wire"},
 	"conf":      {"wire"},
 	"wire":      {},
-	"policy":    {"policy", "state", "conf", "wire"},
+	"policy":    {"policy", "state", "conf", "wire", "docs"},
+	"docs":      {},
 	"cmd":       {"policy"},
 }
 

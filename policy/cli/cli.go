@@ -190,6 +190,7 @@ as anyone else it refuses. Who may use which volume is decided by the [[rule]]s 
 			return values, cobra.ShellCompDirectiveNoFileComp
 		}
 	}
+	root.SetHelpCommand(helpCommand())
 	_ = root.RegisterFlagCompletionFunc("output", fixed("table", "json"))
 	_ = root.RegisterFlagCompletionFunc("log-level", fixed("debug", "info", "warn", "error"))
 	root.AddCommand(a.prepareCommand(), a.isolateCommand(), a.bindCommand(), a.attachCommand(), a.detachCommand(), a.cleanupCommand(),
@@ -263,7 +264,10 @@ func (a *app) report(err error) int {
 		return e.Exit()
 	}
 	fmt.Fprintf(a.Err, "%s: %s%s%s\n", a.name, oneLine(e.Message), steps("undone", e.Undone), steps("left", e.Left))
-	if e.Hint != "" {
+	if e.Code != wire.Usage { // where --help says more
+		fmt.Fprintf(a.Err, "hint: bindgate help %s\n", e.Code)
+	}
+	if e.Hint != "" { // last, since it may be lines to paste
 		fmt.Fprintf(a.Err, "hint: %s\n", printable(e.Hint, true))
 	}
 	return e.Exit()
