@@ -11,6 +11,13 @@ SUDO           = $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 VERSION        = dev
 BIN            = bin
 GO             = go
+# The manual pages and the shells' completions, and zsh's folder for them, which is another one in Debian's packages.
+DOCS           = $(BIN)/docs
+ZSH            = site-functions
+# What documents and packages are dated with, so that they are the same whenever they are made.
+export SOURCE_DATE_EPOCH ?= $(shell git log -1 --format=%ct 2>/dev/null || echo 0)
+# Tools of the build have a module of their own, which pins them.
+TOOL           = GOFLAGS= $(GO) tool -modfile=packaging/tools/go.mod
 
 X       = -X github.com/bindgate/bindgate/conf
 LDFLAGS = -s -w -buildid= $(X).prefix=$(PREFIX) $(X).sysconfdir=$(SYSCONFDIR) $(X).localstatedir=$(LOCALSTATEDIR) $(X).rundir=$(RUNDIR) \
@@ -24,7 +31,10 @@ $(BIN)/bindgate: FORCE
 $(BIN)/bindgate-helper: FORCE
 	$(BUILD) -o $@ ./helper
 
-install: all ## binaries, configuration (never over an existing one), folders, user and group
+docs: ## manual pages and completions, into bin/docs
+	GOFLAGS= $(GO) run -trimpath -buildvcs=false ./cmd/manual $(DOCS)
+
+install: all docs ## binaries, configuration (never over an existing one), manual pages, units, folders, user and group
 	@$(MAKE) --no-print-directory install-built
 
 # DESTDIR is for a package, whose scripts make user and group: it gets the modes, and the ids if they exist.
@@ -32,12 +42,26 @@ install-built:
 	@[ -n "$(DESTDIR)" ] || getent group $(BINDGATE_GROUP) >/dev/null || $(SUDO) groupadd --system $(BINDGATE_GROUP)
 	@[ -n "$(DESTDIR)" ] || getent passwd $(BINDGATE_USER) >/dev/null || \
 		$(SUDO) useradd --system --gid $(BINDGATE_GROUP) --home-dir /nonexistent --no-create-home --shell /usr/sbin/nologin $(BINDGATE_USER)
-	@BIN='$(BIN)' PREFIX='$(PREFIX)' SYSCONFDIR='$(SYSCONFDIR)' LOCALSTATEDIR='$(LOCALSTATEDIR)' RUNDIR='$(RUNDIR)' DESTDIR='$(DESTDIR)' \
+	@BIN='$(BIN)' DOCS='$(DOCS)' ZSH='$(ZSH)' PREFIX='$(PREFIX)' SYSCONFDIR='$(SYSCONFDIR)' LOCALSTATEDIR='$(LOCALSTATEDIR)' RUNDIR='$(RUNDIR)' DESTDIR='$(DESTDIR)' \
 		BINDGATE_USER='$(BINDGATE_USER)' BINDGATE_GROUP='$(BINDGATE_GROUP)' SUDO='$(SUDO)' packaging/install
 
 uninstall: ## what install put; not configuration and state
-	@PREFIX='$(PREFIX)' SYSCONFDIR='$(SYSCONFDIR)' LOCALSTATEDIR='$(LOCALSTATEDIR)' RUNDIR='$(RUNDIR)' DESTDIR='$(DESTDIR)' \
+	@ZSH='$(ZSH)' PREFIX='$(PREFIX)' SYSCONFDIR='$(SYSCONFDIR)' LOCALSTATEDIR='$(LOCALSTATEDIR)' RUNDIR='$(RUNDIR)' DESTDIR='$(DESTDIR)' \
 		BINDGATE_USER='$(BINDGATE_USER)' SUDO='$(SUDO)' packaging/uninstall
+
+sbom: all ## what both binaries are built from: CycloneDX, and a list of licences
+	$(GO) build -C packaging/tools -trimpath -buildvcs=false -o $(abspath $(BIN))/sbom ./sbom
+	$(BIN)/sbom $(BIN) $(BIN)/bindgate $(BIN)/bindgate-helper
+
+# Its own paths, whatever the variables above say.
+deb: deps ## a Debian package, in bin
+	@$(MAKE) --no-print-directory deb-built BIN=$(BIN)/deb OUT=$(BIN) PREFIX=/usr SYSCONFDIR=/etc LOCALSTATEDIR=/var RUNDIR=/run BINDGATE_USER=bindgate BINDGATE_GROUP=bindgate \
+		ZSH=vendor-completions
+deb-built: all docs sbom
+	@BIN='$(BIN)' VERSION='$(VERSION)' PREFIX='$(PREFIX)' LOCALSTATEDIR='$(LOCALSTATEDIR)' RUNDIR='$(RUNDIR)' packaging/deb/build $(OUT)
+
+verify: deps ## build twice, in different places, and compare every byte, the package included
+	@packaging/verify
 
 demo: deps ## the main job, told step by step, on a host of its own
 	@$(MAKE) --no-print-directory -s all BIN=bin/demo PREFIX=/run/bindgate-demo/prefix SYSCONFDIR=/run/bindgate-demo/etc \
@@ -54,12 +78,20 @@ test-runtimes: deps ## the hooks and running containers, with podman, crun, cont
 	$(GO) vet -tags runtimes ./tests/runtimes
 	SUDO='$(SUDO)' $(GO) test -count=1 -timeout 10m -tags runtimes -exec '$(CURDIR)/tests/exec' ./tests/runtimes
 
+# On a Debian system that is unpacked into bin/debian.
+test-packages: deps ## install, upgrade, remove and purge the Debian package on a fresh system
+	@SUDO='$(SUDO)' tests/packages/fetch
+	$(GO) vet -tags packages ./tests/packages
+	SUDO='$(SUDO)' $(GO) test -count=1 -timeout 10m -tags packages -exec '$(CURDIR)/tests/exec' ./tests/packages
+
 fuzz: ## every fuzz target for FUZZTIME (default 30s)
 	@packaging/fuzz $(or $(FUZZTIME),30s)
 
-lint: ## gofmt and vet
+lint: ## gofmt, vet, staticcheck and govulncheck
 	@unformatted=$$(gofmt -l $$(git ls-files -co --exclude-standard '*.go')); [ -z "$$unformatted" ] || { echo "gofmt: $$unformatted"; exit 1; }
 	$(GO) vet ./...
+	$(TOOL) staticcheck -tags=runtimes,packages ./...
+	@GO='$(GO)' packaging/vulncheck
 
 # What a fresh machine lacks.
 deps:
@@ -70,4 +102,4 @@ help: ## this list
 	@echo; echo 'variables: PREFIX=$(PREFIX) SYSCONFDIR=$(SYSCONFDIR) LOCALSTATEDIR=$(LOCALSTATEDIR) RUNDIR=$(RUNDIR) DESTDIR=$(DESTDIR)'
 	@echo '           BINDGATE_USER=$(BINDGATE_USER) BINDGATE_GROUP=$(BINDGATE_GROUP) SUDO=$(SUDO) VERSION=$(VERSION)'
 
-.PHONY: all install install-built uninstall demo test test-runtimes fuzz lint deps help FORCE
+.PHONY: all docs install install-built uninstall sbom deb deb-built verify demo test test-runtimes test-packages fuzz lint deps help FORCE

@@ -69,6 +69,11 @@ func Main(args []string, s Streams) int {
 	return a.run(args[min(1, len(args)):])
 }
 
+// Commands returns the command lines of the programs that this one is: bindgate, dvdcli and bindgate-nomad. They are to be read, for a manual or completions, not run.
+func Commands() []*cobra.Command {
+	return []*cobra.Command{(&app{name: "bindgate"}).root(), (&app{name: dvdcliName}).dvdcli(), (&app{name: nomadName}).nomad()}
+}
+
 func (a *app) run(args []string) int {
 	ctx, signalled, stop := interruptible()
 	defer stop()
@@ -178,6 +183,7 @@ as anyone else it refuses. Who may use which volume is decided by the [[rule]]s 
 			return usageError("cannot do anything: no command is given").WithHint("bindgate --help")
 		},
 	}
+	root.CompletionOptions.HiddenDefaultCmd = true // they are installed
 	root.SetVersionTemplate("bindgate {{.Version}}\n")
 	root.SetFlagErrorFunc(flagError)
 	f := root.PersistentFlags()

@@ -159,7 +159,7 @@ func podman(t *testing.T, h *harness.Host, runtime string, more ...string) *engi
 		}
 		hooks = append(hooks, h.Mkdir(filepath.Join(top, "oci", dir), 0o755))
 		for _, f := range files {
-			text := strings.ReplaceAll(h.ReadFile(f), "/usr/local/bin/bindgate", h.Bindgate())
+			text := strings.ReplaceAll(h.ReadFile(f), "@PREFIX@/bin/bindgate", h.Bindgate())
 			h.WriteFile(filepath.Join(top, "oci", dir, filepath.Base(f)), text, 0o644)
 		}
 	}
