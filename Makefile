@@ -10,6 +10,7 @@ BINDGATE_GROUP = bindgate
 SUDO           = $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 VERSION        = dev
 BIN            = bin
+OUT            = $(BIN)
 GO             = go
 # The manual pages and the shells' completions, and zsh's folder for them, which is another one in Debian's packages.
 DOCS           = $(BIN)/docs
@@ -54,8 +55,8 @@ sbom: all ## what both binaries are built from: CycloneDX, and a list of licence
 	$(BIN)/sbom $(BIN) $(BIN)/bindgate $(BIN)/bindgate-helper
 
 # Its own paths, whatever the variables above say.
-deb: deps ## a Debian package, in bin
-	@$(MAKE) --no-print-directory deb-built BIN=$(BIN)/deb OUT=$(BIN) PREFIX=/usr SYSCONFDIR=/etc LOCALSTATEDIR=/var RUNDIR=/run BINDGATE_USER=bindgate BINDGATE_GROUP=bindgate \
+deb: deps ## a Debian package, in OUT
+	@$(MAKE) --no-print-directory deb-built BIN=$(BIN)/deb OUT=$(OUT) PREFIX=/usr SYSCONFDIR=/etc LOCALSTATEDIR=/var RUNDIR=/run BINDGATE_USER=bindgate BINDGATE_GROUP=bindgate \
 		ZSH=vendor-completions
 deb-built: all docs sbom
 	@BIN='$(BIN)' VERSION='$(VERSION)' PREFIX='$(PREFIX)' LOCALSTATEDIR='$(LOCALSTATEDIR)' RUNDIR='$(RUNDIR)' packaging/deb/build $(OUT)
@@ -81,6 +82,7 @@ test-runtimes: deps ## the hooks and running containers, with podman, crun, cont
 # On a Debian system that is unpacked into bin/debian.
 test-packages: deps ## install, upgrade, remove and purge the Debian package on a fresh system
 	@SUDO='$(SUDO)' tests/packages/fetch
+	@for v in 1.0.0 1.0.1; do $(MAKE) --no-print-directory -s deb OUT=bin/packages VERSION=$$v || exit 1; done
 	$(GO) vet -tags packages ./tests/packages
 	SUDO='$(SUDO)' $(GO) test -count=1 -timeout 10m -tags packages -exec '$(CURDIR)/tests/exec' ./tests/packages
 

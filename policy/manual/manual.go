@@ -128,12 +128,16 @@ func codes(source string) string {
 	return list.String()
 }
 
+// installation changes default paths, as SECURITY.md has them, into the names of those of the installation.
+var installation = strings.NewReplacer("/usr/local/", "@PREFIX@/", "/etc/bindgate", "@SYSCONFDIR@/bindgate", "/var/lib/bindgate", "@LOCALSTATEDIR@/lib/bindgate", "/var/log/bindgate", "@LOCALSTATEDIR@/log/bindgate",
+	"/run/bindgate", "@RUNDIR@/bindgate", "With the default paths, as root:", "As root:")
+
 // security makes a page of SECURITY.md.
 func security(text string) string {
 	_, text, _ = strings.Cut(text, "\n")
 	text = regexp.MustCompile(`(?m)^#(#+ )`).ReplaceAllString(text, "$1")
 	text = regexp.MustCompile(`\[([^]]*)\]\([^)]*\)`).ReplaceAllString(text, "$1")
-	return "# NAME\n\nbindgate-security - what bindgate protects, from whom, and what it promises\n\n# DESCRIPTION\n" + lists(text) +
+	return "# NAME\n\nbindgate-security - what bindgate protects, from whom, and what it promises\n\n# DESCRIPTION\n" + installation.Replace(lists(text)) +
 		"\n# SEE ALSO\n\n**bindgate**(1), **bindgate-helper**(8), **helper.toml**(5)\n"
 }
 

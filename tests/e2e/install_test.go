@@ -14,27 +14,52 @@ import (
 	"github.com/bindgate/bindgate/tests/harness"
 )
 
-// makeIn runs make in the checkout, as root, on what the harness has built.
-func makeIn(t *testing.T, h *harness.Host, args ...string) harness.Result {
+func checkout(t *testing.T) string {
 	t.Helper()
-	checkout, err := harness.Checkout()
+	dir, err := harness.Checkout()
 	if err != nil {
 		t.Fatal(err)
 	}
+	return dir
+}
+
+// makeIn runs make in the checkout, as root, on what the harness has built.
+func makeIn(t *testing.T, h *harness.Host, args ...string) harness.Result {
+	t.Helper()
 	cmd := exec.Command("make", append(args, "SUDO=", "BIN=bin/test", "BINDGATE_USER="+harness.PolicyUser, "BINDGATE_GROUP="+harness.PolicyUser)...)
-	cmd.Dir = checkout
+	cmd.Dir = checkout(t)
 	return h.Do(cmd).OK(t)
+}
+
+// onlyRead are the files that make install puts besides what the harness does, below the installed tree: the system or people read them, no other test does.
+func onlyRead(t *testing.T, docs string) []string {
+	t.Helper()
+	files := []string{"/etc/apparmor.d/bindgate-helper", "/prefix/lib/sysusers.d/bindgate.conf", "/prefix/lib/tmpfiles.d/bindgate.conf", "/prefix/share/bindgate/plugins.conf",
+		"/prefix/share/bindgate/oci/hooks.d/bindgate.json", "/prefix/share/bindgate/oci/podman/bindgate-precreate.json", "/prefix/share/bash-completion/completions/bindgate",
+		"/prefix/share/fish/vendor_completions.d/bindgate.fish", "/prefix/share/zsh/site-functions/_bindgate"}
+	pages, err := filepath.Glob(docs + "/man/*")
+	if err != nil || len(pages) < 30 {
+		t.Fatalf("%d pages (%v)", len(pages), err)
+	}
+	for _, page := range pages {
+		files = append(files, "/prefix/share/man/man"+page[len(page)-1:]+"/"+filepath.Base(page))
+	}
+	return files
 }
 
 func TestInstall(t *testing.T) {
 	harness.Run(t, func(h *harness.Host) {
 		at := "/run/installed"
-		paths := []string{"PREFIX=" + at + "/prefix", "SYSCONFDIR=" + at + "/etc", "LOCALSTATEDIR=" + at + "/var", "RUNDIR=" + at + "/run"}
+		docs := h.Path("docs")
+		manual := exec.Command(h.Program("manual"), docs)
+		manual.Dir, manual.Env = checkout(t), []string{"SOURCE_DATE_EPOCH=1700000000"}
+		h.Do(manual).OK(t)
+		paths := []string{"DOCS=" + docs, "PREFIX=" + at + "/prefix", "SYSCONFDIR=" + at + "/etc", "LOCALSTATEDIR=" + at + "/var", "RUNDIR=" + at + "/run"}
 		r := makeIn(t, h, append([]string{"install-built"}, paths...)...)
 		if r.Stderr != "" {
 			t.Errorf("make install warns: %s", r.Stderr)
 		}
-		// Modes and owners are those of the harness' tree, which all other tests run in.
+		// Modes and owners are those of the harness' tree, which all other tests run in, and of what only people and the system read.
 		got := map[string]string{}
 		for _, line := range h.Tree(at) {
 			f := strings.Fields(line)
@@ -47,6 +72,12 @@ func TestInstall(t *testing.T) {
 				want[strings.TrimPrefix(f[0], harness.Root)] = f[1] + " " + f[2]
 			}
 		}
+		for _, file := range onlyRead(t, docs) {
+			for dir := filepath.Dir(file); want[dir] == ""; dir = filepath.Dir(dir) {
+				want[dir] = "drwxr-xr-x 0:0"
+			}
+			want[file] = "-rw-r--r-- 0:0"
+		}
 		delete(got, "")
 		if !reflect.DeepEqual(got, want) {
 			t.Errorf("make install put\n%v\nwant\n%v", got, want)
@@ -55,10 +86,18 @@ func TestInstall(t *testing.T) {
 			t.Errorf("the helper is %s", got["/prefix/libexec/bindgate/bindgate-helper"])
 		}
 
-		// Units name this installation.
-		for _, unit := range []string{"bindgate-helper.socket", "bindgate-helper@.service", "bindgate-recover.service", "bindgate-watch.service"} {
-			text := h.ReadFile(at + "/prefix/lib/systemd/system/" + unit)
-			if regexp.MustCompile("@[A-Z_]+@").MatchString(text) || !strings.Contains(text, at+"/") || strings.Contains(text, "/usr/local") {
+		// They name this installation.
+		for _, line := range h.Tree(at) {
+			file := strings.Fields(line)[0]
+			if !strings.HasPrefix(strings.Fields(line)[1], "-") || strings.HasSuffix(file, "/bin/bindgate") {
+				continue
+			}
+			if text := h.ReadFile(file); regexp.MustCompile("@[A-Z_]+@").MatchString(text) || strings.Contains(text, "/usr/local") {
+				t.Errorf("%s is not of this installation:\n%s", file, text)
+			}
+		}
+		for _, unit := range []string{"bindgate-helper.socket", "bindgate-helper@.service", "bindgate-plugins.service", "bindgate-recover.service", "bindgate-watch.service"} {
+			if text := h.ReadFile(at + "/prefix/lib/systemd/system/" + unit); !strings.Contains(text, at+"/") {
 				t.Errorf("%s is not of this installation:\n%s", unit, text)
 			}
 		}
@@ -94,6 +133,11 @@ func TestInstall(t *testing.T) {
 			"etc/bindgate/helper.toml": true, "run/bindgate": false, "var/lib/bindgate": false} {
 			if _, err := os.Lstat(filepath.Join(at, path)); (err == nil) != there {
 				t.Errorf("after make uninstall: %s is there: %v, want %v", path, err == nil, there)
+			}
+		}
+		for _, line := range h.Tree(at + "/prefix") {
+			if file := strings.Fields(line)[0]; strings.Fields(line)[1][0] != 'd' && file != at+"/prefix/bin/dvdcli" {
+				t.Errorf("make uninstall left %s", file)
 			}
 		}
 		if !strings.Contains(r.Stdout, "left "+at+"/etc/bindgate") {

@@ -23,6 +23,7 @@ var programs = map[string]struct{ module, pkg string }{
 	"testplugin":      {".", "./tests/plugins/testplugin"},
 	"isolator":        {".", "./examples/isolator"},
 	"cri":             {"tests/peers/cri", "."},
+	"manual":          {".", "./cmd/manual"},
 	"testvol":         {"tests/peers/podman", "github.com/containers/podman/v4/test/testvol"},
 	"rclone":          {"tests/peers/rclone", "."},
 }
