@@ -37,7 +37,7 @@ precreate is podman's own stage: config.json on stdin, and on stdout the same wi
 tells the process of. It needs root: the edited config.json is root's, and takes only mounts that helper.toml allows.
 
 The records have the owner "oci" unless --owner says otherwise. An error is written to syslog too, since not every runtime shows what a hook writes to stderr.`,
-		Example: `  packaging/oci/hooks.d/bindgate.json, for podman and CRI-O`,
+		Example: `  share/bindgate/oci/hooks.d/bindgate.json of the installation, for podman and CRI-O`,
 		Args:    cobra.MaximumNArgs(1),
 		ValidArgsFunction: cobra.FixedCompletions([]string{hook.StageCreateRuntime, hook.StagePoststop, hook.StagePrecreate},
 			cobra.ShellCompDirectiveNoFileComp),
