@@ -94,17 +94,17 @@ func (s *session) commit(r *wire.Request, target *namespace.Target, list []*priv
 		for _, m := range record.Mounts[live:] {
 			if namespace.Mounted(m.ID, target.NS.ID) { // what could not be taken back stays on record
 				before.Mounts = append(before.Mounts, m)
-			} else {
-				s.ledger.Unclaim(&m, before.Mounts)
 			}
 		}
 		s.ledger.WriteNS(before) // where the disk is full the record keeps naming mounts of which the kernel knows better
+		s.ledger.Unclaim(record.Mounts, before.Mounts)
 		s.ledger.Leave(s.caller.uid, r.Owner, r.Container, before)
 	}()
 	namespace.Pass(s.ledger.Enter(s.caller.uid, r.Owner, r.Container, target.NS.ID))
 	for i := range record.Mounts[live:] {
 		namespace.Pass(s.ledger.Claim(&record.Mounts[live+i], target.NS.ID))
 	}
+	record.Mounts = append(record.Mounts, stale...) // until what was made for them is removed
 	namespace.Pass(s.ledger.WriteNS(record))
 	target.NS.Enter() // 11
 	for ; done < len(list); done++ {
@@ -115,10 +115,8 @@ func (s *session) commit(r *wire.Request, target *namespace.Target, list []*priv
 			defer s.ledger.WriteNS(record)
 		}
 	}
-	for _, m := range stale {
-		namespace.Try(func() { recorded(&m).Detach(s.host, true, m.Made-must(s.ledger.Claimed(&m, record.NS))) }) // all is attached: what stays is the next one's
-		s.ledger.Unclaim(&m, record.Mounts)
-	}
+	gone := func(m state.LedgerMount) bool { return !namespace.Mounted(m.ID, record.NS) }
+	namespace.Try(func() { s.drop(record, true, gone) }) // all is attached: what stays is the next one's
 }
 
 // refuseElsewhere refuses a container id that has live mounts in another namespace: an id is one container's.

@@ -68,8 +68,12 @@ func (s *session) drop(record *state.LedgerRecord, lazy bool, which func(state.L
 		ns.Enter()
 		privops.Unused(s.host, ns, going, keep, lazy) // all or nothing
 	}
-	defer func() { s.ledger.WriteNS(record) }()
-	for i, m := range slices.Backward(slices.Clone(record.Mounts)) {
+	before := slices.Clone(record.Mounts)
+	defer func() {
+		s.ledger.WriteNS(record)
+		s.ledger.Unclaim(before, record.Mounts)
+	}()
+	for i, m := range slices.Backward(before) {
 		if !which(m) {
 			continue
 		}
@@ -83,7 +87,6 @@ func (s *session) drop(record *state.LedgerRecord, lazy bool, which func(state.L
 		for j := range record.Mounts {
 			record.Mounts[j].Inherit(&m)
 		}
-		s.ledger.Unclaim(&m, record.Mounts)
 		gone = append(gone, wire.Pairs("mount", m.Target, "owner", m.Owner, "container", m.Container, "id", strconv.FormatUint(m.ID, 10)))
 	}
 	return gone

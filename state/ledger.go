@@ -90,15 +90,17 @@ func (l *Ledger) Claimed(m *LedgerMount, ns uint64) (n int, err error) {
 	return n, nil
 }
 
-// Unclaim forgets what was claimed for m, but for what the other mounts of its namespace have inherited.
-func (l *Ledger) Unclaim(m *LedgerMount, others []LedgerMount) {
+// Unclaim forgets what was claimed for mounts that are gone, but for what the others of their namespace have inherited. After their record says so, for what is not claimed is not removed.
+func (l *Ledger) Unclaim(gone, others []LedgerMount) {
 	var kept []string
 	for _, o := range others {
 		kept = append(kept, o.claims(o.Made)...)
 	}
-	for _, name := range m.claims(m.Made) {
-		if !slices.Contains(kept, name) {
-			l.root.Remove(name)
+	for _, m := range gone {
+		for _, name := range m.claims(m.Made) {
+			if !slices.Contains(kept, name) {
+				l.root.Remove(name)
+			}
 		}
 	}
 }
