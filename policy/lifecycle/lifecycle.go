@@ -113,11 +113,25 @@ func Open(o Options) (*Isolator, error) {
 
 func (iso *Isolator) open(name string) (*state.Store, error) {
 	dir := iso.policy.State.Dir + "/" + name
-	if err := os.MkdirAll(dir, 0o700); err != nil {
-		return nil, wire.Errorf(wire.Config, "state", "cannot make the journal's folder %s: %v", dir, plain(err)).
-			WithHint("%s must be a folder of the policy user, 0700", iso.policy.State.Dir)
+	if _, err := os.Lstat(dir + "/.lock"); err != nil { // nobody has worked in it: that it is there must be on disk before what is in it is
+		if err = os.MkdirAll(dir, 0o700); err == nil {
+			err = syncFolder(iso.policy.State.Dir)
+		}
+		if err != nil {
+			return nil, wire.Errorf(wire.Config, "state", "cannot make the journal's folder %s: %v", dir, plain(err)).
+				WithHint("%s must be a folder of the policy user, 0700", iso.policy.State.Dir)
+		}
 	}
 	return state.Open(dir, iso.boot, true)
+}
+
+func syncFolder(path string) error {
+	f, err := os.Open(path)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	return f.Sync()
 }
 
 // Close closes the journal. Calls under way fail; a driver's answer that is still outstanding is no longer acted upon, but is in the journal for Recover.
