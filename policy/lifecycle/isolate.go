@@ -85,6 +85,11 @@ func (iso *Isolator) settle(ctx context.Context, c *containerRecord, p *process,
 		}
 		return iso.writeContainer(c)
 	}
+	for _, e := range entries {
+		if err := iso.keep(ctx, c.ref(), e); err != nil {
+			return err
+		}
+	}
 	c.Phase = phaseIsolating
 	if err := iso.writeContainer(c); err != nil {
 		return err
@@ -106,6 +111,22 @@ func (iso *Isolator) settle(ctx context.Context, c *containerRecord, p *process,
 		iso.log.Error("cannot journal a failed isolate", "container", c.Container, "error", werr)
 	}
 	return err
+}
+
+// keep has the driver mount a volume again if it lost it since prepare: the folder where it was would be attached instead, and what the container writes would
+// not be in the volume.
+func (iso *Isolator) keep(ctx context.Context, ref reference, e *entry) error {
+	if e.Driver == localDriver || isMount(e.Mountpoint) {
+		return nil
+	}
+	v, err := iso.readVolume(e.volumeID)
+	if err != nil {
+		return err
+	}
+	if h := v.find(ref, true); h == nil || !iso.lost(h) {
+		return nil
+	}
+	return iso.acquire(ctx, ref, e, true)
 }
 
 // attach asks the helper to attach the entries, and fills in what it says of them.
