@@ -128,7 +128,7 @@ func (iso *Isolator) create(ctx context.Context, drv driver.Driver, v volumeID, 
 
 // mount journals the intent, asks the driver, and journals the mountpoint. Under the volume's lock.
 func (iso *Isolator) mount(ctx context.Context, drv driver.Driver, v *volumeRecord, h *hold, ref reference) error {
-	others := len(h.Refs) > 0
+	others, had := len(h.Refs) > 0, slices.Contains(h.Refs, ref)
 	h.ref(ref)
 	h.State, h.Owner, h.Boot = mountAsked, ref.Owner, iso.boot
 	if err := iso.writeVolume(v); err != nil {
@@ -143,7 +143,9 @@ func (iso *Isolator) mount(ctx context.Context, drv driver.Driver, v *volumeReco
 		}
 	}
 	// It failed. What it may have left behind is let go, or remembered.
-	h.unref(ref)
+	if !had {
+		h.unref(ref)
+	}
 	if others { // of which each still has what it had: a mount that was lost, or one that was cut off
 		if h.Mountpoint != "" {
 			h.State = mountDone
@@ -301,6 +303,7 @@ func (iso *Isolator) release(ctx context.Context, ref reference, id volumeID, ho
 		h.Refs = iso.others(ctx, h, ref, id)
 	}
 	if len(h.Refs) == 0 {
+		h.Owner = ref.Owner // whose recover tries again what fails now
 		return iso.unmount(ctx, v, h, how)
 	}
 	return false, nil, iso.writeVolume(v)
