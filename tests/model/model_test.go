@@ -1,7 +1,7 @@
 // Package model lets random sequences of verbs run against the installed programs and against a model of them in a few lines, and compares after each step what was answered, what status says, what the
 // kernel has mounted and what the drivers hold. A sequence that differs is made as short as it goes and printed.
 //
-// MODELCHECKS says how many sequences (default 12), MODELSEED which: a failure comes back with its seed.
+// MODELCHECKS says how many sequences (default 30), MODELSEED which: a failure comes back with its seed.
 package model
 
 import (
@@ -30,13 +30,18 @@ func TestMain(m *testing.M) { harness.Main(m) }
 func TestModel(t *testing.T) {
 	harness.Run(t, func(h *harness.Host) {
 		seed := cmp.Or(os.Getenv("MODELSEED"), strconv.FormatInt(time.Now().UnixNano()%1e9+1, 10))
-		for name, value := range map[string]string{"seed": seed, "checks": cmp.Or(os.Getenv("MODELCHECKS"), "12"), "nofailfile": "true", "shrinktime": "20s"} {
+		for name, value := range map[string]string{"seed": seed, "checks": cmp.Or(os.Getenv("MODELCHECKS"), "30"), "steps": "50", "nofailfile": "true", "shrinktime": "60s"} {
 			if err := flag.Set("rapid."+name, value); err != nil {
 				t.Fatal(err)
 			}
 		}
 		t.Logf("MODELSEED=%s", seed)
 		w := newWorld(t, h)
+		defer func() {
+			if t.Failed() { // the shortest that was found is above; if it did not go wrong again when it was tried, this is what there is
+				t.Logf("the first sequence that failed: %s", w.first)
+			}
+		}()
 		rapid.Check(t, func(t *rapid.T) {
 			w.reset()
 			m := &model{T: t, w: w, containers: map[string]*container{}, volumes: map[string]*volume{}, down: map[string]bool{}}
@@ -55,7 +60,7 @@ func TestModel(t *testing.T) {
 // ids are the containers, names the volumes. The container last in the list is nested in the first.
 var (
 	ids   = []string{"a", "b", "nested"}
-	names = []string{"p/v", "p/w", "q/v", "local/l"}
+	names = []string{"p/v", "q/v", "local/l"}
 )
 
 const parent = "a"
@@ -69,6 +74,7 @@ type world struct {
 	procs   map[string]*harness.Container // the living process of each container
 	started int
 	steps   int
+	first   string // failure
 }
 
 func newWorld(t *testing.T, h *harness.Host) *world {
@@ -211,12 +217,18 @@ func (m *model) alive(id string) bool {
 }
 
 // run runs a command, which must exit with what the model expects.
-func (m *model) run(want int, args ...string) {
+func (m *model) run(want int, args ...string) { m.judge(want, m.exec(args...), args) }
+
+func (m *model) exec(args ...string) harness.Result {
 	m.w.steps++
 	r := m.w.h.Policy(append(args, "-o", "json")...)
 	m.log = append(m.log, fmt.Sprintf("bindgate %s: %d", strings.Join(args, " "), r.Exit))
+	return r
+}
+
+func (m *model) judge(want int, r harness.Result, args []string) {
 	if r.Exit != want {
-		m.Logf("%v", r)
+		m.note("%v", r)
 		m.fail("%s: want exit %d, have %d", args[0], want, r.Exit)
 	}
 }
@@ -226,16 +238,23 @@ func (m *model) note(format string, args ...any) { m.log = append(m.log, fmt.Spr
 // fail fails with a message that is the same whenever this goes wrong, so that a shorter sequence is known to go wrong in the same way.
 func (m *model) fail(format string, args ...any) {
 	m.Logf("the sequence:\n  %s", strings.Join(m.log, "\n  "))
+	if m.w.first == "" {
+		m.w.first = fmt.Sprintf(format, args...) + "\n  " + strings.Join(m.log, "\n  ")
+	}
 	m.Fatalf(format, args...)
+}
+
+// there says whether the driver has a volume mounted for us.
+func (m *model) there(name string) bool {
+	p, v := m.w.plugins[driverOf(name)], m.vol(name)
+	return v.mounted && (p == nil || len(p.Holders()[filepath.Base(name)]) > v.leaked)
 }
 
 // acquire is a new user of a volume. It returns the exit status of a failure.
 func (m *model) acquire(name, user, owner string) int {
 	v, d := m.vol(name), driverOf(name)
-	plugin := m.w.plugins[d]
-	lost := v.mounted && plugin != nil && len(plugin.Holders()[filepath.Base(name)]) == 0
 	switch {
-	case v.mounted && !lost:
+	case m.there(name):
 	case m.down[d]:
 		return 69
 	case m.w.refuse["Mount "+name]:
@@ -261,12 +280,10 @@ func (m *model) release(name, user, owner string) bool {
 // unmount lets a volume go that nobody uses.
 func (m *model) unmount(name string) bool {
 	v, d := m.vol(name), driverOf(name)
-	plugin := m.w.plugins[d]
-	lost := plugin != nil && len(plugin.Holders()[filepath.Base(name)]) <= v.leaked
 	switch {
 	case !v.mounted:
 		return true
-	case m.down[d], m.w.refuse["Unmount "+name] && !lost:
+	case m.down[d], m.w.refuse["Unmount "+name] && m.there(name):
 		v.pending = true
 		return false
 	}
@@ -284,7 +301,7 @@ func (m *model) clean(id string, forget bool) bool {
 		if forget {
 			v := m.vol(e.name)
 			if delete(v.users, id); len(v.users) == 0 && v.mounted {
-				if driverOf(e.name) != "local" {
+				if driverOf(e.name) != "local" && m.there(e.name) {
 					v.leaked++
 				}
 				v.mounted, v.pending = false, false
@@ -313,6 +330,16 @@ func (m *model) stale(id string) bool {
 		return !m.alive(id)
 	}
 	return c.phase == "cleaning"
+}
+
+// again has what a driver lost mounted again, before it is attached. It returns the exit status of a failure.
+func (m *model) again(id string) int {
+	for _, e := range m.containers[id].volumes {
+		if exit := m.acquire(e.name, id, "default"); exit != 0 && !m.there(e.name) {
+			return exit
+		}
+	}
+	return 0
 }
 
 // replace is what prepare and attach do first. It returns the exit status of a refusal.
@@ -414,6 +441,8 @@ func (m *model) isolate(t *rapid.T) {
 		want = 65
 	case c.byAgent && verb == "isolate", !c.byAgent && verb == "bind" && len(c.volumes) > 0:
 		want = 65
+	case c.phase == "prepared" && verb == "isolate" && m.again(id) != 0:
+		want = 69
 	case c.phase == "prepared":
 		c.pid, c.phase = pid, map[string]string{"isolate": "isolated", "bind": "bound"}[verb]
 		for _, e := range c.volumes {
@@ -515,9 +544,11 @@ func (m *model) recover(t *rapid.T) {
 }
 
 func (m *model) recovered(hasKnown, force bool, known, args []string) {
-	want := 0
-	order := slices.Clone(ids)
-	slices.Reverse(order) // the nested one first
+	r, want := m.exec(args...), 0
+	// The nested one is first. Those side by side are cleaned up at the same time: which of two that share a volume is the last, and has it pending, is not said.
+	order := slices.SortedFunc(slices.Values(ids), func(x, y string) int {
+		return cmp.Or(-cmp.Compare(m.depth(x), m.depth(y)), cmp.Compare(m.left(x), m.left(y)), cmp.Compare(m.tried(x), m.tried(y)))
+	})
 	for _, id := range order {
 		c := m.containers[id]
 		if c == nil {
@@ -540,7 +571,30 @@ func (m *model) recovered(hasKnown, force bool, known, args []string) {
 			want = 75
 		}
 	}
-	m.run(want, args...)
+	m.judge(want, r, args)
+}
+
+func (m *model) depth(id string) int {
+	if c := m.containers[id]; c != nil && c.parent != "" {
+		return 1
+	}
+	return 0
+}
+
+// tried is 1 for a container of which only what is pending is left.
+func (m *model) tried(id string) int {
+	if c := m.containers[id]; c != nil && c.phase == "cleaning" {
+		return 1
+	}
+	return 0
+}
+
+// left is 1 for a container that has a record still.
+func (m *model) left(id string) int {
+	if _, err := os.Stat(filepath.Join(m.w.h.Journal(), "containers", "default@"+id+".rec")); err != nil {
+		return 0
+	}
+	return 1
 }
 
 func (m *model) volume(t *rapid.T) {
@@ -587,7 +641,7 @@ func (m *model) volume(t *rapid.T) {
 		want = 0
 	}
 	if r.Exit != min(want, 1) {
-		m.Logf("%v", r)
+		m.note("%v", r)
 		m.fail("%s: want exit %d, have %d", verb, min(want, 1), r.Exit)
 	}
 }
@@ -658,7 +712,7 @@ func (m *model) compare(*rapid.T) {
 	}
 	r := m.w.h.Policy("status", "-o", "json")
 	if err := json.Unmarshal([]byte(r.Stdout), &d); err != nil || r.Exit != 0 || len(d.Warnings) > 0 {
-		m.Logf("%v", r)
+		m.note("%v", r)
 		m.fail("status fails")
 	}
 	var have, want []string
@@ -688,7 +742,7 @@ func (m *model) compare(*rapid.T) {
 		if p := m.w.procs[id]; m.alive(id) {
 			slices.Sort(mounts)
 			if there := m.w.mounted(p.Pid()); !slices.Equal(there, mounts) {
-				m.Logf("in %s is mounted %v, want %v", id, there, mounts)
+				m.note("in %s is mounted %v, want %v", id, there, mounts)
 				m.fail("the kernel differs")
 			}
 		}
@@ -711,7 +765,7 @@ func (m *model) compare(*rapid.T) {
 	slices.Sort(have)
 	slices.Sort(want)
 	if diff := harness.Diff(want, have); diff != "" {
-		m.Logf("- want, + have:\n%s", diff)
+		m.note("- want, + have:\n%s", diff)
 		m.fail("status differs")
 	}
 	for _, name := range names {
@@ -724,7 +778,7 @@ func (m *model) compare(*rapid.T) {
 			most++
 		}
 		if ids := p.Holders()[filepath.Base(name)]; len(ids) > most || len(ids) > 0 && len(ids) < most {
-			m.Logf("the driver has %s mounted by %d ids, want %d", name, len(ids), most)
+			m.note("the driver has %s mounted by %d ids, want %d", name, len(ids), most)
 			m.fail("the driver differs")
 		}
 	}
