@@ -86,6 +86,9 @@ test-packages: deps ## install, upgrade, remove and purge the Debian package on 
 	$(GO) vet -tags packages ./tests/packages
 	SUDO='$(SUDO)' $(GO) test -count=1 -timeout 10m -tags packages -exec '$(CURDIR)/tests/exec' ./tests/packages
 
+soak: deps ## 64 processes at once, killed at random, for SOAKTIME (default 3m); SOAKSEED=N makes the choices of an earlier run
+	SUDO='$(SUDO) env SOAKTIME=$(or $(SOAKTIME),3m) SOAKSEED=$(SOAKSEED)' $(GO) test -v -count=1 -timeout 24h -exec '$(CURDIR)/tests/exec' ./tests/soak
+
 fuzz: ## every fuzz target for FUZZTIME (default 30s)
 	@packaging/fuzz $(or $(FUZZTIME),30s)
 
@@ -104,4 +107,4 @@ help: ## this list
 	@echo; echo 'variables: PREFIX=$(PREFIX) SYSCONFDIR=$(SYSCONFDIR) LOCALSTATEDIR=$(LOCALSTATEDIR) RUNDIR=$(RUNDIR) DESTDIR=$(DESTDIR)'
 	@echo '           BINDGATE_USER=$(BINDGATE_USER) BINDGATE_GROUP=$(BINDGATE_GROUP) SUDO=$(SUDO) VERSION=$(VERSION)'
 
-.PHONY: all docs install install-built uninstall sbom deb deb-built verify demo test test-runtimes test-packages fuzz lint deps help FORCE
+.PHONY: all docs install install-built uninstall sbom deb deb-built verify demo test test-runtimes test-packages soak fuzz lint deps help FORCE
