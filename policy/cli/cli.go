@@ -228,7 +228,7 @@ func (a *app) unprivileged() (*config.Policy, *slog.Logger, error) {
 	if err := confine(policy, a.reads, a.writes); err != nil {
 		return nil, nil, err
 	}
-	return policy, slog.New(slog.NewTextHandler(a.Err, &slog.HandlerOptions{Level: level})), nil
+	return policy, a.logger(level), nil
 }
 
 // start gives up root and opens the journal. Every command that reads a job, a record or a driver's answer calls it first.
@@ -269,12 +269,15 @@ func (a *app) report(err error) int {
 		}{lifecycle.Schema, e})
 		return e.Exit()
 	}
-	fmt.Fprintf(a.Err, "%s: %s%s%s\n", a.name, oneLine(e.Message), steps("undone", e.Undone), steps("left", e.Left))
+	lines := fmt.Sprintf("%s: %s%s%s\n", a.name, oneLine(e.Message), steps("undone", e.Undone), steps("left", e.Left))
 	if e.Code != wire.Usage { // where --help says more
-		fmt.Fprintf(a.Err, "hint: bindgate help %s\n", e.Code)
+		lines += fmt.Sprintf("hint: bindgate help %s\n", e.Code)
 	}
 	if e.Hint != "" { // last, since it may be lines to paste
-		fmt.Fprintf(a.Err, "hint: %s\n", printable(e.Hint, true))
+		lines += fmt.Sprintf("hint: %s\n", printable(e.Hint, true))
+	}
+	if !a.inJournal() || journalError(e, lines) != nil {
+		io.WriteString(a.Err, lines)
 	}
 	return e.Exit()
 }

@@ -1,9 +1,17 @@
 package cli
 
 import (
+	"encoding/json"
 	"errors"
+	"go/ast"
+	"go/parser"
+	"go/token"
+	"maps"
 	"os"
+	"path/filepath"
 	"regexp"
+	"slices"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -62,5 +70,77 @@ func TestMetricsText(t *testing.T) {
 		if !strings.Contains(text, "\n"+line+"\n") {
 			t.Errorf("%s is missing from\n%s", line, text)
 		}
+	}
+}
+
+// What examples/monitoring asks for is what the watch writes.
+func TestMonitoringAsksForMetricsThatThereAre(t *testing.T) {
+	have := map[string]bool{}
+	for _, line := range regexp.MustCompile(`(?m)^bindgate_[a-z_]+`).FindAllString(metricsOf("d"), -1) {
+		have[line] = true
+	}
+	for _, family := range regexp.MustCompile(`(?m)^# TYPE (\S+)`).FindAllStringSubmatch(metricsOf("d"), -1) {
+		have[family[1]] = true
+	}
+	for _, file := range []string{"alerts.yml", "alerts_test.yml", "dashboard.json"} {
+		data, err := os.ReadFile("../../examples/monitoring/" + file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		used := regexp.MustCompile(`bindgate_[a-z_]+`).FindAllString(string(data), -1)
+		if len(used) < 7 {
+			t.Errorf("%s uses %v", file, used)
+		}
+		for _, name := range used {
+			if !have[name] {
+				t.Errorf("%s: there is no metric %s", file, name)
+			}
+		}
+		if file == "dashboard.json" && !json.Valid(data) {
+			t.Errorf("%s is no JSON", file)
+		}
+	}
+}
+
+// The fields of the journal in docs/monitoring.md are those that log calls have.
+func TestJournalFieldsAreThoseOfTheTable(t *testing.T) {
+	doc, err := os.ReadFile("../../docs/monitoring.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	table := map[string]bool{}
+	for _, row := range regexp.MustCompile("(?m)^\\| `BINDGATE_([A-Z]+)` \\|").FindAllStringSubmatch(string(doc), -1) {
+		table[strings.ToLower(row[1])] = true
+	}
+	used := map[string]bool{"code": true, "stage": true} // of errors
+	files, _ := filepath.Glob("../*/*.go")
+	for _, file := range files {
+		if strings.HasSuffix(file, "_test.go") {
+			continue
+		}
+		parsed, err := parser.ParseFile(token.NewFileSet(), file, nil, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		ast.Inspect(parsed, func(n ast.Node) bool {
+			call, ok := n.(*ast.CallExpr)
+			if !ok {
+				return true
+			}
+			method, ok := call.Fun.(*ast.SelectorExpr)
+			if !ok || !slices.Contains([]string{"Debug", "Info", "Warn", "Error"}, method.Sel.Name) || len(call.Args) < 1 {
+				return true
+			}
+			for i := 1; i < len(call.Args); i += 2 {
+				if key, ok := call.Args[i].(*ast.BasicLit); ok {
+					name, _ := strconv.Unquote(key.Value)
+					used[name] = true
+				}
+			}
+			return true
+		})
+	}
+	if !maps.Equal(used, table) || len(used) < 8 {
+		t.Errorf("log calls have %v, docs/monitoring.md %v", slices.Sorted(maps.Keys(used)), slices.Sorted(maps.Keys(table)))
 	}
 }

@@ -41,7 +41,9 @@ func TestReadme(t *testing.T) {
 case $1 in run) shift; set -- run --network=none --pull=never --cgroup-parent=/machine.slice`+h.Cgroup()+` "$@" ;; esac
 exec /usr/bin/podman "$@"
 `, 0o755)
-		t.Cleanup(func() { h.Sh("for d in /sys/fs/cgroup /sys/fs/cgroup/*; do [ ! -d $d/machine.slice ] || find $d/machine.slice -depth -type d -exec rmdir {} + 2>/dev/null || true; done") })
+		t.Cleanup(func() {
+			h.Sh("for d in /sys/fs/cgroup /sys/fs/cgroup/*; do [ ! -d $d/machine.slice ] || find $d/machine.slice -depth -type d -exec rmdir {} + 2>/dev/null || true; done")
+		})
 		text := "set -e\n"
 		for _, f := range found {
 			text += string(f[1])
