@@ -37,6 +37,7 @@ func main() {
 		s.config = must(conf.LoadHelper())                        // 4: helper.toml and all above it are root's
 		s.open()                                                  // 3: ledger and audit log, as helper.toml says
 		privops.Reduce(s.host)                                    // 5: capabilities, no_new_privs, system call filter; read back
+		startDeadline()                                           //
 		request = readRequest()                                   // 6: with a deadline and a size limit
 		s.authorise()
 		privops.Confine(request.Op)

@@ -67,6 +67,11 @@ func startClean() {
 			unix.Close(fd)
 		}
 	}
+}
+
+// startDeadline ends the run when it takes too long. What came before asks nothing of the caller or of a filesystem of his, and the kernel's timer ran; one of the runtime's has a thread that waits for it, which every system call on
+// all threads would have to stop.
+func startDeadline() {
 	time.AfterFunc(runDeadline, func() { // like a crash at this instruction: what is recorded is finished or undone by the next sweep
 		runtime.LockOSThread()
 		privops.Relinquish() // this is another thread than the one that works
@@ -196,5 +201,6 @@ func finish(blocks []wire.Fields, err error) int {
 		}
 		data = data[max(n, 0):]
 	}
+	privops.Reap()
 	return status
 }

@@ -98,26 +98,24 @@ func cloneTrees(slots []int, names [][5]byte, lock bool) syscall.Errno {
 	}
 	all, old := ^uint64(0), uint64(0)
 	syscall.RawSyscall6(unix.SYS_RT_SIGPROCMASK, unix.SIG_SETMASK, uintptr(unsafe.Pointer(&all)), uintptr(unsafe.Pointer(&old)), 8, 0, 0)
+	childErrno = unix.EINTR // what one says that is killed
 	pid, errno := vfork(unix.SYS_CLONE, unix.CLONE_VM|unix.CLONE_VFORK|unix.CLONE_FILES|unix.CLONE_NEWUSER|unix.CLONE_NEWNS)
 	if errno == 0 && pid == 0 {
-		e := cloneInto(slots, names)
+		childErrno = cloneInto(slots, names)
 		for {
-			syscall.RawSyscall(unix.SYS_EXIT_GROUP, uintptr(e), 0, 0)
+			syscall.RawSyscall(unix.SYS_EXIT_GROUP, 0, 0, 0)
 		}
 	}
 	syscall.RawSyscall6(unix.SYS_RT_SIGPROCMASK, unix.SIG_SETMASK, uintptr(unsafe.Pointer(&old)), 0, 8, 0, 0)
-	if errno != 0 {
-		return errno
-	}
-	var status uint32
-	for errno = unix.EINTR; errno == unix.EINTR; {
-		_, _, errno = syscall.RawSyscall6(unix.SYS_WAIT4, pid, uintptr(unsafe.Pointer(&status)), unix.WALL, 0, 0, 0)
-	}
-	if errno != 0 || status&0x7f != 0 { // or it was killed
-		return cmp.Or(errno, unix.EINTR)
-	}
-	return syscall.Errno(status >> 8 & 0xff)
+	return cmp.Or(errno, childErrno)
 }
+
+// childErrno is what the child leaves in the memory that it shares with us. Its exit status comes later: it waits until every processor has seen that its mount namespace is gone, and nobody needs to
+// wait for that (docs/adr/0016).
+var childErrno syscall.Errno
+
+// Reap takes the child, if it has ended by now; else init does, once we have.
+func Reap() { unix.Wait4(-1, nil, unix.WNOHANG|unix.WALL, nil) }
 
 // vfork makes clone(2), whose number is trap, with these flags, which must include CLONE_VM and CLONE_VFORK: the child runs on the caller's stack until it exits.
 //

@@ -29,12 +29,12 @@ var privilegedByNumber = []string{"setgroups", "setresgid", "capset", "seccomp",
 var ordinary = map[string]string{
 	"Open": "openat", "Openat": "openat", "Openat2": "openat2", "Fstat": "fstat", "Fstatat": "newfstatat", "Statx": "statx", "Fstatfs": "fstatfs", "Readlinkat": "readlinkat", "ReadDirent": "getdents64", "Seek": "lseek",
 	"Read": "read", "Write": "write", "Close": "close", "Fsync": "fsync", "Poll": "ppoll", "FcntlFlock": "fcntl", "Gettid": "gettid", "Chdir": "chdir", "Umask": "umask", "Getrlimit": "prlimit64", "Setitimer": "setitimer",
-	"Socket": "socket", "Connect": "connect", "GetsockoptUcred": "getsockopt", "GetsockoptInt": "getsockopt", "Tgkill": "tgkill", "FcntlInt": "fcntl", "Capget": "capget", "NsecToTimeval": "", "Getsockname": "getsockname",
+	"Socket": "socket", "Connect": "connect", "GetsockoptUcred": "getsockopt", "GetsockoptInt": "getsockopt", "Tgkill": "tgkill", "FcntlInt": "fcntl", "Capget": "capget", "NsecToTimeval": "", "Getsockname": "getsockname", "Wait4": "wait4",
 	"ParseDirent": "", "NewFileHandle": "", "RawSyscall": "", "RawSyscall6": "", "Syscall": "", "Syscall6": "", // make no call, or one by number
 }
 
 // ordinaryByNumber are those that the core makes by number or the filter admits for the Go runtime and the standard library.
-var ordinaryByNumber = []string{"rt_sigaction", "rt_sigprocmask", "dup3", "wait4", "close", "exit_group",
+var ordinaryByNumber = []string{"rt_sigaction", "rt_sigprocmask", "dup3", "close", "exit_group",
 	"futex", "nanosleep", "sched_yield", "restart_syscall", "mmap", "munmap", "madvise", "mprotect", "rt_sigreturn", "sigaltstack", "tgkill", "getpid", "gettid", "epoll_create1", "epoll_ctl", "epoll_pwait", "eventfd2", "exit",
 	"getrandom", "clock_gettime", "renameat", "symlinkat"}
 
