@@ -9,10 +9,6 @@ import (
 	"sync"
 	"time"
 
-	"golang.org/x/sys/unix"
-
-	"github.com/moby/sys/mountinfo"
-
 	"github.com/bindgate/bindgate/policy/config"
 	"github.com/bindgate/bindgate/policy/driver"
 	"github.com/bindgate/bindgate/wire"
@@ -134,10 +130,11 @@ func (iso *Isolator) mount(ctx context.Context, drv driver.Driver, v *volumeReco
 	if err := iso.writeVolume(v); err != nil {
 		return err
 	}
+	newest := newestMount()
 	mountpoint, err := iso.askMount(ctx, drv, v.volumeID, h.ID)
 	if err == nil {
 		h.State, h.Mountpoint, h.Unsure = mountDone, mountpoint, false
-		h.WasMount = v.Driver != localDriver && isMount(mountpoint)
+		h.WasMount = v.Driver != localDriver && isMountSince(mountpoint, newest)
 		if err = iso.writeVolume(v); err == nil {
 			return nil
 		}
@@ -437,21 +434,6 @@ var notMounted = regexp.MustCompile(`(?i)(not|n't) (currently |been )?mounted|no
 
 // lost reports whether what a driver mounted is not mounted any more: the plugin or the host was restarted.
 func (iso *Isolator) lost(h *hold) bool { return h.WasMount && !isMount(h.Mountpoint) }
-
-// isMount reports whether a path is a mountpoint on the host. The kernel says so without asking the filesystem; where a folder above may not be searched by
-// us, the list of mounts does.
-func isMount(path string) bool {
-	var st unix.Statx_t
-	err := unix.Statx(unix.AT_FDCWD, path, unix.AT_SYMLINK_NOFOLLOW|unix.AT_NO_AUTOMOUNT|unix.AT_STATX_DONT_SYNC, 0, &st)
-	if err == nil && st.Attributes_mask&unix.STATX_ATTR_MOUNT_ROOT != 0 {
-		return st.Attributes&unix.STATX_ATTR_MOUNT_ROOT != 0
-	}
-	if errors.Is(err, unix.ENOENT) {
-		return false
-	}
-	mounts, err := mountinfo.GetMounts(mountinfo.SingleEntryFilter(path))
-	return err == nil && len(mounts) > 0
-}
 
 // within runs one call of a driver under its stage's deadline. A driver that does not heed its context is left to itself.
 func within[T any](ctx context.Context, limit time.Duration, stage, doing string, call func(context.Context) (T, error)) (T, error) {
