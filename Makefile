@@ -89,6 +89,15 @@ test-packages: deps ## install, upgrade, remove and purge the Debian package on 
 soak: deps ## 64 processes at once, killed at random, for SOAKTIME (default 3m); SOAKSEED=N makes the choices of an earlier run
 	SUDO='$(SUDO) env SOAKTIME=$(or $(SOAKTIME),3m) SOAKSEED=$(SOAKSEED)' $(GO) test -v -count=1 -timeout 24h -exec '$(CURDIR)/tests/exec' ./tests/soak
 
+# The table and plots of docs/performance.md, on a machine that does nothing else.
+bench: ## benchmarks against their baselines: a table, and plots in bench/out
+	@SUDO='$(SUDO)' tests/deps build-essential:cc
+	@mkdir -p bench/out
+	$(CC) -O2 -static -o bench/out/floor bench/floor.c
+	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '-s -w' -o bench/out/empty ./bench/empty
+	SUDO='$(SUDO)' $(GO) test -count=1 -timeout 60m -tags bench -v -exec '$(CURDIR)/tests/exec' ./bench
+	cd bench/plot && $(GO) run . ../out
+
 fuzz: ## every fuzz target for FUZZTIME (default 30s)
 	@packaging/fuzz $(or $(FUZZTIME),30s)
 
@@ -107,4 +116,4 @@ help: ## this list
 	@echo; echo 'variables: PREFIX=$(PREFIX) SYSCONFDIR=$(SYSCONFDIR) LOCALSTATEDIR=$(LOCALSTATEDIR) RUNDIR=$(RUNDIR) DESTDIR=$(DESTDIR)'
 	@echo '           BINDGATE_USER=$(BINDGATE_USER) BINDGATE_GROUP=$(BINDGATE_GROUP) SUDO=$(SUDO) VERSION=$(VERSION)'
 
-.PHONY: all docs install install-built uninstall sbom deb deb-built verify demo test test-runtimes test-packages soak fuzz lint deps help FORCE
+.PHONY: all docs install install-built uninstall sbom deb deb-built verify demo test test-runtimes test-packages soak bench fuzz lint deps help FORCE

@@ -1,9 +1,12 @@
 //go:build ignore
 
 /* floor makes the system calls of one attach as bindgate-helper makes them, and checks nothing: what the work itself costs the kernel. It is run as root:
- * floor PID SOURCE PATH LEDGER AUDIT, where PATH is in the container. */
+ * floor PID SOURCE PATH LEDGER AUDIT, where PATH is in the container.
+ *
+ * floor peak UID PROGRAM runs a program as a user, and tells on stderr how many KiB of memory it had at most. The parent of a program must be small for that: its own peak counts as the program's. */
 #define _GNU_SOURCE
 #include <fcntl.h>
+#include <grp.h>
 #include <linux/mount.h>
 #include <sched.h>
 #include <signal.h>
@@ -12,6 +15,7 @@
 #include <string.h>
 #include <sys/ioctl.h>
 #include <sys/prctl.h>
+#include <sys/resource.h>
 #include <sys/stat.h>
 #include <sys/statfs.h>
 #include <sys/syscall.h>
@@ -46,8 +50,25 @@ static int child(void *unused)
 	_exit(0);
 }
 
+static int peak(int id, char *program)
+{
+	int status, kid = must("fork", fork());
+	if (!kid) {
+		must("setgroups", setgroups(0, NULL));
+		must("setgid", setgid(id));
+		must("setuid", setuid(id));
+		must("exec", execve(program, (char *[]){program, NULL}, (char *[]){NULL}));
+	}
+	struct rusage used;
+	must("wait", wait4(kid, &status, 0, &used));
+	fprintf(stderr, "%ld\n", used.ru_maxrss);
+	return status != 0;
+}
+
 int main(int argc, char **argv)
 {
+	if (argc == 4 && !strcmp(argv[1], "peak"))
+		return peak(atoi(argv[2]), argv[3]);
 	char path[256], buf[4096];
 	unsigned long long id;
 	struct stat st;

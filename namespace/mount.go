@@ -3,6 +3,7 @@ package namespace
 import (
 	"bytes"
 	"encoding/binary"
+	"slices"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -64,15 +65,17 @@ func Mounted(id, nsID uint64) bool {
 	return err != unix.ENOENT
 }
 
-// ListMounts returns the unique ids of at most max mounts below the mount id, at any depth, that come after the id last, in the namespace with this id; 0 is the calling thread's.
+// listed is what the kernel lists into, as scratch is.
+var listed [MaxMounts]uint64
+
+// ListMounts returns the unique ids of at most max mounts (at most MaxMounts) below the mount id, at any depth, that come after the id last, in the namespace with this id; 0 is the calling thread's.
 func ListMounts(id, last, nsID uint64, max int) ([]uint64, error) {
 	req := mntIDReq{size: uint32(unsafe.Sizeof(mntIDReq{})), mntID: id, param: last, nsID: nsID}
-	ids := make([]uint64, max)
-	n, _, e := unix.Syscall6(unix.SYS_LISTMOUNT, uintptr(unsafe.Pointer(&req)), uintptr(unsafe.Pointer(&ids[0])), uintptr(max), 0, 0, 0)
+	n, _, e := unix.Syscall6(unix.SYS_LISTMOUNT, uintptr(unsafe.Pointer(&req)), uintptr(unsafe.Pointer(&listed)), uintptr(min(max, MaxMounts)), 0, 0, 0)
 	if e != 0 {
 		return nil, e
 	}
-	return ids[:n], nil
+	return slices.Clone(listed[:n]), nil
 }
 
 // MountOf returns the unique id of the mount that a descriptor is on, its type and its inode, without making a remote filesystem answer.
