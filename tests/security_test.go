@@ -91,8 +91,7 @@ func (s *scan) file(t *testing.T, name string, file *ast.File) {
 			s.calls[call] = append(s.calls[call], name)
 		}
 	}
-	var list func(n ast.Node, f func(pkg, sel string))
-	list = func(n ast.Node, f func(pkg, sel string)) {
+	list := func(n ast.Node, f func(pkg, sel string)) {
 		ast.Inspect(n, func(n ast.Node) bool {
 			if sel, ok := n.(*ast.SelectorExpr); ok {
 				if x, ok := sel.X.(*ast.Ident); ok {

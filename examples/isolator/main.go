@@ -32,6 +32,7 @@ import (
 
 type agent struct {
 	state, bindgate, runc string
+	lock                  *os.File // held until we end, however that is
 }
 
 // A job is one container, from its file to its end.
@@ -376,8 +377,6 @@ func (a *agent) alone() error {
 	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
 		return fmt.Errorf("another agent works in %s: %w", a.state, fs.ErrExist)
 	}
-	lockFile = f // held until we end, however that is
+	a.lock = f
 	return nil
 }
-
-var lockFile *os.File

@@ -17,7 +17,9 @@ import (
 	"github.com/spf13/cobra"
 	"github.com/spf13/cobra/doc"
 
+	"github.com/bindgate/bindgate/docs"
 	"github.com/bindgate/bindgate/policy/cli"
+	"github.com/bindgate/bindgate/wire"
 )
 
 // Write makes the folders man and completions in dir, from the source tree at checkout.
@@ -66,7 +68,7 @@ func Pages(checkout string) (map[string][]byte, error) {
 		}
 		return string(data)
 	}
-	more := strings.Replace(read("docs/man/bindgate.1.md"), "{{codes}}", codes(read("wire/code.go")), 1)
+	more := strings.Replace(read("docs/man/bindgate.1.md"), "{{codes}}", codes(), 1)
 	before, after, _ := bytes.Cut(pages["bindgate.1"], []byte(".SH SEE ALSO\n"))
 	pages["bindgate.1"] = slices.Concat(before, body(more), after)
 	for _, name := range []string{"bindgate-helper.8", "helper.toml.5", "policy.toml.5"} {
@@ -101,7 +103,7 @@ func commands(pages map[string][]byte, c *cobra.Command, date time.Time) error {
 	}
 	pages[strings.ReplaceAll(c.CommandPath(), " ", "-")+".1"] = page.Bytes()
 	for _, sub := range c.Commands() {
-		if sub.Name() == "help" {
+		if strings.HasPrefix(sub.Short, "Help about any command") { // cobra's own, which GenMan adds
 			continue
 		}
 		if err := commands(pages, sub, date); err != nil {
@@ -117,13 +119,12 @@ func body(markdown string) []byte {
 	return page[bytes.Index(page, []byte(".SH ")):]
 }
 
-var code = regexp.MustCompile(`(?m)^\t\w+ +Code = "(\w+)" +// (\d+): (.*)$`)
-
-// codes makes a list of the error codes of the source of package wire, whose comments say what they mean.
-func codes(source string) string {
+// codes makes a list of the error codes and what they mean.
+func codes() string {
 	var list strings.Builder
-	for _, m := range code.FindAllStringSubmatch(source, -1) {
-		fmt.Fprintf(&list, "%s, `%s`\n: %s\n\n", m[2], m[1], m[3])
+	for _, code := range docs.Codes() {
+		_, means := docs.Entry(code)
+		fmt.Fprintf(&list, "%d, `%s`\n: %s\n\n", wire.Code(code).Exit(), code, means)
 	}
 	return list.String()
 }

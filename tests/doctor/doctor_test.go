@@ -48,9 +48,8 @@ type breach struct {
 }
 
 var (
-	rootOnly   = []harness.User{root}
-	either     = []harness.User{root, policy}
-	policyOnly = []harness.User{policy}
+	rootOnly = []harness.User{root}
+	either   = []harness.User{root, policy}
 )
 
 func chmod(path string, mode uint32) func(*testing.T, *harness.Host) {

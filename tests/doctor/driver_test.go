@@ -143,7 +143,7 @@ func TestGrants(t *testing.T) {
 			t.Errorf("as the policy user the fix is %q", c.Fix)
 		}
 		mend(t, h, c)
-		rep, r = doctor(t, h, root)
+		rep, _ = doctor(t, h, root)
 		if found := rep.find("driver.rexray"); len(found) > 0 {
 			t.Errorf("still: %+v", found)
 		}

@@ -609,7 +609,7 @@ func TestWhoHoldsAVolume(t *testing.T) {
 		holds(pending("one"), two.Pid(), "busybox")
 		wantMounted(t, two, place(h, "two"), 1)
 		each.Kill()
-		each = h.Plugin("each", "-bind", "-count", "none")
+		h.Plugin("each", "-bind", "-count", "none")
 		two.Kill()
 		if d := recovered(t, h, 0); len(d.Cleaned) != 2 {
 			t.Errorf("%+v", d)

@@ -190,7 +190,6 @@ type volume struct {
 	owner   string // who has to see to it while it is pending
 	leaked  int    // Mounts that a --forget left with the driver
 	exists  bool
-	where   string // the last user
 }
 
 type model struct {
