@@ -370,7 +370,8 @@ func (w *world) records(pid, n int) func() {
 	w.check(err)
 	defer ledger.Close()
 	l := &state.Ledger{Store: ledger}
-	ns, ok := l.Find(harness.PolicyUID, "default", "model")
+	ns, ok, err := l.Find(harness.PolicyUID, "default", "model")
+	w.check(err)
 	if !ok {
 		w.t.Fatal("the ledger does not know the model")
 	}
