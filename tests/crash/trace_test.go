@@ -66,8 +66,8 @@ type command struct {
 // deadline is when a traced command is given up: the helper's own deadline is 25 s, and each driver's here is longer than it ever takes.
 const deadline = time.Minute
 
-// A tracer runs commands under ptrace(2). All its ptrace and wait calls are made by one thread, which starts nothing but what it traces, so that it waits
-// for nobody else's children (__WNOTHREAD).
+// A tracer runs commands under ptrace(2). All its ptrace and wait calls are made by one thread, which has no children but what it traces, so that it waits
+// for nobody else's (__WNOTHREAD).
 type tracer struct {
 	t    testing.TB
 	h    *harness.Host
@@ -84,14 +84,26 @@ func newTracer(t testing.TB, h *harness.Host) *tracer {
 		}
 		tr.main[name] = addr
 	}
-	go func() {
-		runtime.LockOSThread()
-		for f := range tr.work {
-			f()
-		}
-	}()
+	go tr.serve()
 	t.Cleanup(func() { close(tr.work) })
 	return tr
+}
+
+// serve does the tracer's work on a thread that has no children from before: one that has is kept, so that the next try gets another.
+func (tr *tracer) serve() {
+	runtime.LockOSThread()
+	if _, err := unix.Wait4(-1, nil, unix.WALL|unix.WNOTHREAD|unix.WNOHANG, nil); err != unix.ECHILD {
+		next := make(chan struct{})
+		go func() {
+			defer close(next)
+			tr.serve()
+		}()
+		<-next
+		return
+	}
+	for f := range tr.work {
+		f()
+	}
 }
 
 // mainOf finds main.main in the line table, which the runtime needs and a stripped program therefore has.
