@@ -73,9 +73,9 @@ func (iso *Isolator) cleanup(ctx context.Context, container string, how cleanHow
 // cleanHow says how a container is cleaned up.
 type cleanHow struct {
 	manner
-	force       bool // detach lazily
-	detached    bool // nothing of it is attached, as the helper said
-	keepPending bool // an entry whose unmount is pending stays in the record, so that a cleanup of the container tries again
+	force    bool // detach lazily
+	detached bool // nothing of it is attached, as the helper said
+	last     bool // the record goes with its last entry; one whose unmount is pending stays, so that a cleanup of the container tries again
 }
 
 // clean cleans a container up, under its lock. Nested containers must be gone.
@@ -92,7 +92,7 @@ func (iso *Isolator) clean(ctx context.Context, c *containerRecord, how cleanHow
 			e.Pending = true
 		}
 	}
-	c.Phase, how.keepPending = phaseCleaning, true
+	c.Phase, how.last = phaseCleaning, true
 	if len(c.Volumes) > 0 || how.forget {
 		if err := iso.letGoOf(ctx, c, append([]*entry(nil), c.Volumes...), how, out); err != nil {
 			return out, err

@@ -124,7 +124,7 @@ func (iso *Isolator) letGoOf(ctx context.Context, c *containerRecord, entries []
 			kept[e] = true
 			causes = append(causes, cause(e.volumeID, time.Time{}, o.err))
 		case o.pending != nil:
-			kept[e] = how.keepPending
+			kept[e] = how.last
 			out.Pending = append(out.Pending, *o.pending)
 		case o.unmounted:
 			out.Unmounted = append(out.Unmounted, VolumeRef{e.Driver, e.Name})
@@ -133,6 +133,9 @@ func (iso *Isolator) letGoOf(ctx context.Context, c *containerRecord, entries []
 	sortIDs(out.Unmounted, func(v VolumeRef) volumeID { return volumeID(v) })
 	sortIDs(out.Pending, func(p Pending) volumeID { return volumeID{p.Driver, p.Name} })
 	c.Volumes = slices.DeleteFunc(c.Volumes, func(e *entry) bool { return slices.Contains(entries, e) && !kept[e] })
+	if how.last && len(c.Volumes) == 0 {
+		return nil
+	}
 	if err := iso.writeContainer(c); err != nil {
 		return err
 	}
