@@ -280,10 +280,12 @@ func (m *Mountpoint) Make() {
 				atFault(absolute(m.names), at, err)
 			}
 			next, e := unix.Openat(m.fd, name, flags, 0)
-			atFault(absolute(m.names), at, e)
-			m.moveTo(next)
 			if m.made++; err != nil { // the container, or another volume of the request: what is ours begins after it
-				m.missing, m.made, m.Base = m.missing-m.made, 0, RootID(next)
+				m.missing, m.made = m.missing-m.made, 0
+			}
+			atFault(absolute(m.names), at, e) // what was made is counted by now, so that it is removed again
+			if m.moveTo(next); err != nil {
+				m.Base = RootID(next)
 			}
 		}
 	})

@@ -86,8 +86,11 @@ func decode(data []byte) (Record, error) {
 // Read returns the record name. Errors: not_found, which matches fs.ErrNotExist; state_corrupt for one that cannot be trusted; system.
 func (s *Store) Read(name string) (Record, error) {
 	f, err := (*os.File)(nil), error(syscall.ELOOP)
-	if info, e := s.root.Lstat(name + ext); e != nil || info.Mode().IsRegular() && info.Sys().(*syscall.Stat_t).Uid == s.uid { // os.Root follows links that stay within it; another's, or a socket, may not open
-		f, err = s.root.OpenFile(name+ext, os.O_RDONLY|syscall.O_NONBLOCK, 0)
+	info, e := s.root.Lstat(name + ext)
+	if e != nil || info.Mode().IsRegular() && info.Sys().(*syscall.Stat_t).Uid == s.uid { // os.Root follows links that stay within it; another's, or a socket, may not open
+		if f, err = s.root.OpenFile(name+ext, os.O_RDONLY|syscall.O_NONBLOCK, 0); err == nil {
+			info, err = f.Stat()
+		}
 	}
 	if errors.Is(err, fs.ErrNotExist) {
 		return Record{}, wire.Errorf(wire.NotFound, "state", "cannot find the record %s/%s", s.dir, name).Because(fs.ErrNotExist)
@@ -96,15 +99,13 @@ func (s *Store) Read(name string) (Record, error) {
 	}
 	defer f.Close()
 	r, why := Record{}, errors.New("it is not a regular file of ours, of link count 1 and bounded size")
-	// a link count of 0 is that of a record that was replaced while it was opened
-	if info, e := f.Stat(); e == nil && err == nil {
-		if st := info.Sys().(*syscall.Stat_t); info.Mode().IsRegular() && st.Nlink <= 1 && st.Uid == s.uid && st.Size <= MaxRecord {
-			data, err := io.ReadAll(io.LimitReader(f, MaxRecord+1))
-			if err != nil {
-				return Record{}, s.failed("read", name, err)
-			}
-			r, why = decode(data)
+	// A link count of 0 is that of a record that was replaced while it was opened. What was not opened is refused here again.
+	if st := info.Sys().(*syscall.Stat_t); info.Mode().IsRegular() && st.Nlink <= 1 && st.Uid == s.uid && st.Size <= MaxRecord {
+		data, err := io.ReadAll(io.LimitReader(f, MaxRecord+1))
+		if err != nil {
+			return Record{}, s.failed("read", name, err)
 		}
+		r, why = decode(data)
 	}
 	if why != nil {
 		return Record{}, wire.Errorf(wire.StateCorrupt, "state", "cannot trust the record %s/%s: %v", s.dir, name, why).WithHint("bindgate recover moves it aside")

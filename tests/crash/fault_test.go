@@ -97,7 +97,7 @@ func (s *sweep) judge(what string, o outcome, before, success, more []string) (n
 		return now
 	}
 	if o.Exit == 0 {
-		if !slices.Equal(now, success) {
+		if !slices.Equal(lasting(now), lasting(success)) {
 			fail("it ended well, and the state is not that of a success", success...)
 		}
 		return now
@@ -119,10 +119,17 @@ func (s *sweep) judge(what string, o outcome, before, success, more []string) (n
 	if len(more) > 0 {
 		fail("the helper went on after the failure", more...)
 	}
-	if slices.Contains([]string{"prepare", "isolate", "attach"}, s.verb) && !slices.Equal(now, before) && len(doc.Error.Left) == 0 {
+	if slices.Contains([]string{"prepare", "isolate", "attach"}, s.verb) && !slices.Equal(lasting(now), lasting(before)) && len(doc.Error.Left) == 0 {
 		fail("it failed, nothing is reported as left, and the state is not as before", before...)
 	}
 	return now
+}
+
+// lasting leaves out what may stay in the helper's ledger until the next recover: it names a mount of which the kernel knows that it is not there.
+func lasting(lines []string) []string {
+	return slices.DeleteFunc(slices.Clone(lines), func(line string) bool {
+		return strings.HasPrefix(line, "ledger has") || strings.HasPrefix(line, "index entry")
+	})
 }
 
 func TestFaultPolicy(t *testing.T) { sweeps(t, policy, (*sweep).fault) }

@@ -62,18 +62,18 @@ func (s *sweep) orphan() {
 	}
 }
 
-// lockWaitedFor reports whether somebody waits for a lock of the ledger: in /proc/locks, a waiter's line has an arrow (proc_locks(5)).
+// lockWaitedFor reports whether somebody waits for a lock of ours: in /proc/locks, a waiter's line has an arrow (proc_locks(5)).
 func (s *sweep) lockWaitedFor() bool {
-	var st unix.Stat_t
-	if unix.Stat(filepath.Join(s.h.Ledger(), ".lock"), &st) != nil {
-		return false
-	}
-	file := fmt.Sprintf(" %02x:%02x:%d ", unix.Major(st.Dev), unix.Minor(st.Dev), st.Ino)
 	locks, err := os.ReadFile("/proc/locks")
 	s.check(err)
-	for line := range strings.Lines(string(locks)) {
-		if strings.Contains(line, "->") && strings.Contains(line, file) {
-			return true
+	for _, dir := range []string{s.h.Ledger(), s.h.Journal() + "/containers", s.h.Journal() + "/volumes"} {
+		var st unix.Stat_t
+		s.check(unix.Stat(filepath.Join(dir, ".lock"), &st))
+		file := fmt.Sprintf(" %02x:%02x:%d ", unix.Major(st.Dev), unix.Minor(st.Dev), st.Ino)
+		for line := range strings.Lines(string(locks)) {
+			if strings.Contains(line, "->") && strings.Contains(line, file) {
+				return true
+			}
 		}
 	}
 	return false
