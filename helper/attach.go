@@ -53,15 +53,10 @@ func (s *session) commit(r *wire.Request, target *namespace.Target, list []*priv
 	before := must(s.ledger.ReadNS(target.NS.ID))
 	before.Inode = target.NS.Inode
 	s.refuseElsewhere(r, target.NS.ID)
-	record := &state.LedgerRecord{NS: target.NS.ID, Inode: target.NS.Inode}
-	var stale []state.LedgerMount // what a crash, or the container itself, left of earlier ones
-	for _, m := range before.Mounts {
-		if namespace.Mounted(m.ID, target.NS.ID) {
-			record.Mounts = append(record.Mounts, m)
-		} else {
-			stale = append(stale, m)
-		}
-	}
+	gone := func(m state.LedgerMount) bool { return !namespace.Mounted(m.ID, target.NS.ID) }
+	record := &state.LedgerRecord{NS: target.NS.ID, Inode: target.NS.Inode, Mounts: slices.DeleteFunc(slices.Clone(before.Mounts), gone)}
+	// what a crash, or the container itself, left of earlier ones
+	stale := slices.DeleteFunc(slices.Clone(before.Mounts), func(m state.LedgerMount) bool { return slices.Contains(record.Mounts, m) })
 	live := len(record.Mounts)
 	for _, a := range list {
 		m := state.LedgerMount{UID: s.caller.uid, Owner: r.Owner, Container: r.Container, PID: r.PID, Target: parse(a.Mount.Path).String(), Source: path.Join(a.Source.Path, a.Mount.Subpath), Mode: a.Mount.Mode,
@@ -89,33 +84,26 @@ func (s *session) commit(r *wire.Request, target *namespace.Target, list []*priv
 			return
 		}
 		for _, a := range slices.Backward(list[:done+1]) {
-			namespace.Try(func() { a.Undo(s.host) }) // all of them, whatever becomes of one
+			namespace.Try(func() { a.Undo(s.host, s.ledger.Removal(target.NS.ID)) }) // all of them, whatever becomes of one
 		}
-		for _, m := range record.Mounts[live:] {
-			if namespace.Mounted(m.ID, target.NS.ID) { // what could not be taken back stays on record
-				before.Mounts = append(before.Mounts, m)
-			}
-		}
-		s.ledger.WriteNS(before) // where the disk is full the record keeps naming mounts of which the kernel knows better
-		s.ledger.Unclaim(record.Mounts, before.Mounts)
+		before.Mounts = append(before.Mounts, slices.DeleteFunc(record.Mounts[live:], gone)...) // what could not be taken back stays on record
+		s.ledger.WriteNS(before)                                                                // where the disk is full the record keeps naming mounts of which the kernel knows better
 		s.ledger.Leave(s.caller.uid, r.Owner, r.Container, before)
 	}()
 	namespace.Pass(s.ledger.Enter(s.caller.uid, r.Owner, r.Container, target.NS.ID))
-	for i := range record.Mounts[live:] {
-		namespace.Pass(s.ledger.Claim(&record.Mounts[live+i], target.NS.ID))
-	}
 	record.Mounts = append(record.Mounts, stale...) // until what was made for them is removed
 	namespace.Pass(s.ledger.WriteNS(record))
 	target.NS.Enter() // 11
 	for ; done < len(list); done++ {
 		missing, m := list[done].Point.Missing(), &record.Mounts[live+done]
+		list[done].Point.Make(func(folder string) { namespace.Pass(s.ledger.Own(folder, target.NS.ID)) })
+		namespace.Pass(s.ledger.Share(list[done].Point.ID(), target.NS.ID))
 		list[done].Attach(s.config.Targets.AllowSharedPropagation)
 		if n := list[done].Point.Missing(); n < missing { // the container made the rest itself meanwhile: that is not ours to remove
 			m.Made, m.Base = n, list[done].Point.Base
 			defer s.ledger.WriteNS(record)
 		}
 	}
-	gone := func(m state.LedgerMount) bool { return !namespace.Mounted(m.ID, record.NS) }
 	namespace.Try(func() { s.drop(record, true, gone) }) // all is attached: what stays is the next one's
 }
 

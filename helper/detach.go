@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"slices"
 	"strconv"
 	"strings"
@@ -68,20 +69,15 @@ func (s *session) drop(record *state.LedgerRecord, lazy bool, which func(state.L
 		ns.Enter()
 		privops.Unused(s.host, ns, going, keep, lazy) // all or nothing
 	}
-	before := slices.Clone(record.Mounts)
-	defer func() {
-		s.ledger.WriteNS(record)
-		s.ledger.Unclaim(before, record.Mounts)
-	}()
-	for i, m := range slices.Backward(before) {
+	defer s.ledger.WriteNS(record)
+	for i, m := range slices.Backward(slices.Clone(record.Mounts)) {
 		if !which(m) {
 			continue
 		}
-		keep := m.Made - must(s.ledger.Claimed(&m, record.NS))
 		if alive {
-			recorded(&m).Detach(s.host, lazy, keep)
+			recorded(&m).Detach(s.host, lazy, s.ledger.Removal(record.NS))
 		} else if m.HostPath != "" && m.Made > 0 {
-			s.unmakeOnHost(&m, keep)
+			s.unmakeOnHost(&m, s.ledger.Removal(record.NS))
 		}
 		record.Mounts = slices.Delete(record.Mounts, i, i+1)
 		for j := range record.Mounts {
@@ -93,13 +89,13 @@ func (s *session) drop(record *state.LedgerRecord, lazy bool, which func(state.L
 }
 
 // unmakeOnHost removes what was made for a mount whose namespace has ended, where the host can reach it: beneath a sandbox or rootfs root of helper.toml.
-func (s *session) unmakeOnHost(m *state.LedgerMount, keep int) {
+func (s *session) unmakeOnHost(m *state.LedgerMount, removal privops.Removal) {
 	s.host.NS.Enter() // a sweep may have been in a container
 	at := parse(m.HostPath)
 	for _, root := range wire.ParsePaths(slices.Concat(s.config.Targets.SandboxRoots, s.config.Targets.RootfsRoots)) {
 		if fd, _, err := conf.OpenTrusted(root.String(), unix.O_PATH|unix.O_DIRECTORY); err == nil {
 			if root.Contains(at) {
-				privops.AsRoot(m.RootUID, m.RootGID, func() { privops.RemoveMade(fd, at.Components[len(root.Components):], m.Made, keep, m.Base) })
+				privops.RemoveMade(fd, at.Components[len(root.Components):], m.Made, m.Base, m.RootUID, m.RootGID, removal)
 			}
 			unix.Close(fd)
 		}
@@ -113,8 +109,9 @@ func recorded(m *state.LedgerMount) *privops.Recorded {
 // sweep brings the ledger to agree with the kernel for one owner of the caller's: mounts that are not there, half-made or ended with their namespace, are dropped and what was made for them is removed;
 // records that cannot be trusted are moved aside; temporary files of a crash are removed.
 func (s *session) sweep(r *wire.Request) (gone []wire.Fields) {
+	var failed error
 	for _, id := range must(s.ledger.Namespaces()) {
-		func() {
+		failed = cmp.Or(failed, namespace.Try(func() { // one that fails keeps no other from being swept
 			defer must(s.ledger.LockNS(id)).Unlock()
 			record, err := s.ledger.ReadNS(id)
 			if err != nil && wire.AsError(err).Code == wire.StateCorrupt {
@@ -126,10 +123,11 @@ func (s *session) sweep(r *wire.Request) (gone []wire.Fields) {
 					return m.UID == s.caller.uid && m.Owner == r.Owner && !namespace.Mounted(m.ID, id)
 				})...)
 			}
-		}()
+		}))
 	}
 	s.ledger.SweepIndex()
 	s.ledger.SweepTemporary(func(record string) (uint64, bool) { return state.Key(record), true })
+	namespace.Pass(failed)
 	return gone
 }
 

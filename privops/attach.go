@@ -55,10 +55,9 @@ func (a *Attachment) Clone(t *namespace.Target) {
 	namespace.Check(err, wire.SourceForbidden, "tree", "cannot map the ids of %s: its filesystem or a mount in it cannot be idmapped", a.Source.Path)
 }
 
-// Attach makes what is missing of the mountpoint and moves the tree onto it, in the container's mount namespace, which the calling thread has entered. It refuses a mountpoint that the container changed,
+// Attach moves the tree onto its mountpoint, which was made, in the container's mount namespace, which the calling thread has entered. It refuses a mountpoint that the container changed,
 // and one whose mount propagates to others (T22). If it dies, Undo takes back what was done of it.
 func (a *Attachment) Attach(allowShared bool) {
-	a.Point.Make()
 	a.Point.Check()
 	path := a.Point.Path()
 	parent, _, err := namespace.MountOf(a.Point.fd)
@@ -78,9 +77,9 @@ func (a *Attachment) Attach(allowShared bool) {
 func (a *Attachment) Release() { unix.Close(a.tree); unix.Close(a.Point.fd) }
 
 // Undo takes an attachment back: the mount first, then what was made for it. It writes nothing and so cannot fail for want of space.
-func (a *Attachment) Undo(h *namespace.Host) {
+func (a *Attachment) Undo(h *namespace.Host, removal Removal) {
 	if a.attached {
 		unmount(h, a.tree)
 	}
-	a.Point.Unmake()
+	a.Point.Unmake(removal)
 }

@@ -48,11 +48,11 @@ func Unused(h *namespace.Host, ns namespace.NS, list []*Recorded, keep []uint64,
 }
 
 // Detach unmounts a recorded mount in the namespace that the calling thread has entered, and removes what was made for it. Only the mount with the recorded id goes (T27). If the container mounted
-// something over it, it dies of busy; lazy takes what was mounted on it along. One that is not there any more is nobody's error. The first keep of what was made stay.
-func (r *Recorded) Detach(h *namespace.Host, lazy bool, keep int) {
+// something over it, it dies of busy; lazy takes what was mounted on it along. One that is not there any more is nobody's error.
+func (r *Recorded) Detach(h *namespace.Host, lazy bool, removal Removal) {
 	m, err := namespace.StatMount(r.ID, 0)
 	if err == unix.ENOENT { // never came to be, or the container unmounted it itself
-		r.unmake("", keep)
+		r.unmake("", removal)
 		return
 	}
 	namespace.Check(err, wire.Busy, "detach", "cannot find the mount at %s", r.Target)
@@ -64,17 +64,17 @@ func (r *Recorded) Detach(h *namespace.Host, lazy bool, keep int) {
 		namespace.Check(unmount(h, fd), wire.System, "detach", "cannot unmount %s", r.Target)
 		unix.Close(fd)
 	}
-	r.unmake(m.Point, keep)
+	r.unmake(m.Point, removal)
 }
 
 // unmake removes what was made for the mount, in the directory that was the container's root, wherever that is now: the namespace's root, or before the pivot the rootfs. A mount that was moved elsewhere
 // before it went, last seen at point, leaves its place to the container.
-func (r *Recorded) unmake(point string, keep int) {
+func (r *Recorded) unmake(point string, removal Removal) {
 	for _, prefix := range [][]string{nil, r.Prefix} {
 		full := absolute(slices.Concat(prefix, r.Names)).String()
 		root, err := openPoint(absolute(prefix).String(), false)
 		if err == nil && RootID(root) == r.Root && (point == "" || point == full) {
-			AsRoot(r.UID, r.GID, func() { RemoveMade(root, r.Names, r.Made, keep, r.Base) })
+			RemoveMade(root, r.Names, r.Made, r.Base, r.UID, r.GID, removal)
 		}
 		unix.Close(root)
 	}

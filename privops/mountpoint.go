@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strconv"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -37,7 +38,7 @@ const down = unix.RESOLVE_BENEATH | unix.RESOLVE_NO_SYMLINKS | unix.RESOLVE_NO_M
 // Open opens names beneath the directory dir, as a handle only. It goes name by name, follows no link, and asks each mount that it comes to for its type before it looks anything up in it: a FUSE server is
 // never asked, since it could hang whoever does (EREMOTE, T45); with fuse, what is opened may be the root of its mount. ns is the id of the mount namespace that all of it is in; 0 is the calling thread's.
 func Open(dir int, names []string, ns uint64, fuse bool) (int, error) {
-	fd, err := unix.Openat(dir, ".", unix.O_PATH|unix.O_CLOEXEC, 0)
+	fd, err := unix.FcntlInt(uintptr(dir), unix.F_DUPFD_CLOEXEC, 3) // to open "." would ask whether we may
 	for i := 0; err == nil; i++ {
 		id, _, e := namespace.MountOf(fd)
 		on, e2 := namespace.StatMount(id, ns)
@@ -114,6 +115,9 @@ func (m *Mountpoint) Prefix() string {
 // Root returns the RootID of the root that Path begins at.
 func (m *Mountpoint) Root() string { return RootID(m.place.root) }
 
+// ID returns the RootID of the mountpoint.
+func (m *Mountpoint) ID() string { return RootID(m.fd) }
+
 // InSandbox returns the part of the path below the sandbox directory.
 func (m *Mountpoint) InSandbox() string {
 	return strings.Join(m.names[len(m.place.sandboxPath.Components):], "/")
@@ -127,6 +131,9 @@ func (m *Mountpoint) here() []string { return m.names[:len(m.names)-m.missing+m.
 
 // maxLinks is the kernel's own limit of symlinks in one resolution (path_resolution(7)).
 const maxLinks = 40
+
+// maxMissing is how many components of a path are made: each has an entry in the ledger, and a path has room for 2,047.
+const maxMissing = 32
 
 // Resolve resolves path in the place without making anything, for a directory or a file. The walk is done name by name, each opened in the one before it without following links; a link is read and its
 // text walked from the right place, so that no link, absolute or not, leads out of the root (T16), and the rules are told the names of the result. A ".." in a link starts again from the root with the
@@ -146,6 +153,7 @@ func (p *Place) Resolve(path wire.Path, dir bool) *Mountpoint {
 	forbid(in(p.rules.DenyUnder) || slices.ContainsFunc(p.rules.Deny, exact), path, full.String()+" is in a deny list of helper.toml")
 	namespace.DieIf(m.missing > 0 && p.onHost && path.Absolute, wire.Errorf(wire.TargetMissing, "target", "cannot attach at %s: it does not exist, and the container shares the host's root, where nothing is made", path).
 		WithHint("create it on the host, or use a relative path, which is made in the sandbox"))
+	forbid(m.missing > maxMissing, path, "more than "+strconv.Itoa(maxMissing)+" of its components do not exist")
 	if m.Base = RootID(m.fd); m.missing > 0 {
 		m.mayMake()
 	} else {
@@ -262,8 +270,8 @@ func (m *Mountpoint) mayMake() {
 }
 
 // Make makes the missing components, 0755, as the container's root would: with its file system ids, so that the kernel's own checks apply and there is never a moment with another owner (FACTS 3). A
-// directory that somebody else made meanwhile is used. Dies of target_forbidden, system.
-func (m *Mountpoint) Make() {
+// directory that somebody else made meanwhile is used. What is made is told to made, as RootID says. Dies of target_forbidden, system.
+func (m *Mountpoint) Make(made func(folder string)) {
 	AsRoot(m.place.target.UID, m.place.target.GID, func() {
 		for m.made < m.missing {
 			m.mayMake()
@@ -286,6 +294,8 @@ func (m *Mountpoint) Make() {
 			atFault(absolute(m.names), at, e) // what was made is counted by now, so that it is removed again
 			if m.moveTo(next); err != nil {
 				m.Base = RootID(next)
+			} else {
+				AsRoot(0, 0, func() { made(RootID(next)) })
 			}
 		}
 	})
@@ -307,40 +317,60 @@ func (m *Mountpoint) Check() {
 }
 
 // Unmake removes what Make made.
-func (m *Mountpoint) Unmake() {
-	AsRoot(m.place.target.UID, m.place.target.GID, func() { RemoveMade(m.place.root, m.here(), m.made, 0, m.Base) })
+func (m *Mountpoint) Unmake(removal Removal) {
+	RemoveMade(m.place.root, m.here(), m.made, m.Base, m.place.target.UID, m.place.target.GID, removal)
 }
 
-// RemoveMade removes the last n of names beneath the directory root, but for the first keep of these, if they are empty, the deepest first, until one is not. They must lie in the very directory base and
+// A Removal calls remove for a folder, named as RootID says, if that is still ours alone, and returns what it returned.
+type Removal func(folder string, remove func() error) error
+
+// RemoveMade removes the last n of names beneath the directory root, as the container's root user, if they are empty, the deepest first, until one is not. They must lie in the very directory base and
 // on its mount: what covers them now is not ours. No link is followed.
-func RemoveMade(root int, names []string, n, keep int, base string) {
-	top, err := Open(root, names[:len(names)-n], 0, false)
-	if err == nil && RootID(top) != base {
-		err = unix.ESTALE
-	}
-	for i := len(names) - 1; i >= len(names)-n+keep && (err == nil || err == unix.ENOENT); i-- {
-		var dir int
-		var st unix.Stat_t
-		how := &unix.OpenHow{Flags: unix.O_PATH | unix.O_DIRECTORY | unix.O_CLOEXEC, Resolve: down | unix.RESOLVE_NO_XDEV}
-		if dir, err = unix.Openat2(top, "./"+strings.Join(names[len(names)-n:i], "/"), how); err != nil {
-			continue
+func RemoveMade(root int, names []string, n int, base string, uid, gid int, removal Removal) {
+	AsRoot(uid, gid, func() {
+		first := max(0, len(names)-n) // of a record that cannot be, none is in base
+		top, err := Open(root, names[:first], 0, false)
+		if err == nil && RootID(top) != base {
+			err = unix.ESTALE
 		}
-		if err = unix.Fstatat(dir, names[i], &st, unix.AT_SYMLINK_NOFOLLOW); err == nil && st.Mode&unix.S_IFMT == unix.S_IFDIR {
-			err = unix.Unlinkat(dir, names[i], unix.AT_REMOVEDIR)
-		} else if err == nil && st.Mode&unix.S_IFMT == unix.S_IFREG && st.Size == 0 {
-			err = unix.Unlinkat(dir, names[i], 0)
+		for i := len(names) - 1; i >= first && (err == nil || err == unix.ENOENT); i-- {
+			dir, fd, open := -1, -1, func(at int, path string, flags uint64) (int, error) {
+				return unix.Openat2(at, path, &unix.OpenHow{Flags: unix.O_PATH | unix.O_CLOEXEC | flags, Resolve: down | unix.RESOLVE_NO_XDEV})
+			}
+			if dir, err = open(top, "./"+strings.Join(names[first:i], "/"), unix.O_DIRECTORY); err == nil {
+				fd, err = open(dir, names[i], 0)
+			}
+			if err == nil {
+				AsRoot(0, 0, func() {
+					err = removal(RootID(fd), func() (err error) {
+						AsRoot(uid, gid, func() { err = removeEmpty(dir, names[i]) })
+						return err
+					})
+				})
+			}
+			unix.Close(fd)
+			unix.Close(dir)
 		}
-		unix.Close(dir)
+		unix.Close(top)
+	})
+}
+
+// removeEmpty removes an empty directory or file.
+func removeEmpty(dir int, name string) error {
+	var st unix.Stat_t
+	err := unix.Unlinkat(dir, name, unix.AT_REMOVEDIR)
+	if err == unix.ENOTDIR && unix.Fstatat(dir, name, &st, unix.AT_SYMLINK_NOFOLLOW) == nil && st.Mode&unix.S_IFMT == unix.S_IFREG && st.Size == 0 {
+		err = unix.Unlinkat(dir, name, 0)
 	}
-	unix.Close(top)
+	return err
 }
 
 // AsRoot runs f with the calling thread's file system ids set to those of the container's root user. The capabilities that override permissions go with fsuid 0 and come back with it (capabilities(7)).
 func AsRoot(uid, gid int, f func()) {
-	defer unix.SetfsgidRetGid(0)
-	defer unix.SetfsuidRetUid(0)
-	unix.SetfsgidRetGid(gid)
-	unix.SetfsuidRetUid(uid)
+	oldGID, _ := unix.SetfsgidRetGid(gid)
+	oldUID, _ := unix.SetfsuidRetUid(uid)
+	defer unix.SetfsgidRetGid(oldGID)
+	defer unix.SetfsuidRetUid(oldUID)
 	u, _ := unix.SetfsuidRetUid(-1) // these calls report no errors; asking with -1 tells
 	g, _ := unix.SetfsgidRetGid(-1)
 	namespace.DieIf(u != uid || g != gid, wire.Errorf(wire.System, "target", "cannot take on the file system ids %d:%d", uid, gid))

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"io/fs"
-	"path"
 	"slices"
 	"strconv"
 	"strings"
@@ -49,59 +48,46 @@ func (m *LedgerMount) Inherit(from *LedgerMount) {
 	for same < min(len(mine), len(its)) && mine[same] == its[same] {
 		same++
 	}
-	if first := len(its) - from.Made; m.Root == from.Root && first < same && len(mine)-m.Made <= same && first < len(mine)-m.Made {
+	if first := len(its) - from.Made; m.Root == from.Root && (m.Target[0] == '/') == (from.Target[0] == '/') && first < same && len(mine)-m.Made <= same && first < len(mine)-m.Made {
 		m.Made, m.Base = len(mine)-first, from.Base
 	}
 }
 
-// claims are the names of the index entries of the folders made for m, the deepest first, and at least of its mountpoint: by where each is, whoever sees it, on the host or in the root that the container has.
-func (m *LedgerMount) claims(n int) (names []string) {
-	at := m.Root + m.Path
-	if m.Target[0] != '/' { // in a sandbox, which may be in several roots
-		at = m.HostPath
-	}
-	for range n {
-		names = append(names, "at+"+strconv.FormatUint(Key(at), 16))
-		at = path.Dir(at)
-	}
-	return names
+// A folder that was made for a mount is known by what it is (privops.RootID), since containers may see it under several names. Its entry, a symlink whose text is the namespace that it was made for, says
+// by its prefix that it is that namespace's to remove; that another namespace mounted something on it too, so that it is nobody's any more; or that it is being removed. An entry changes by being renamed,
+// so of two who want it one gets it.
+const owned, shared, going = "at+", "sh+", "go+"
+
+// Own notes that folder was made for a mount of ns.
+func (l *Ledger) Own(folder string, ns uint64) error {
+	l.root.Remove(shared + folder) // of another one, which had its inode number
+	l.root.Remove(owned + folder)
+	return l.sync("create", owned+folder, l.root.Symlink(recordName(ns), owned+folder))
 }
 
-// Claim notes that the folders to be made for m are the namespace's to remove. One in which another namespace mounts something too is nobody's any more: the kernel would take that mount away with it.
-func (l *Ledger) Claim(m *LedgerMount, ns uint64) (err error) {
-	for up, name := range m.claims(max(m.Made, 1)) {
-		if now, e := l.root.Readlink(name); e == nil && now != recordName(ns) {
-			l.root.Remove(name)
-		} else if e != nil && up < m.Made && err == nil {
-			err = l.root.Symlink(recordName(ns), name)
-		}
+// Share notes that something of ns is about to be mounted on folder, which the kernel would take away with it. Error: busy, if that is under way.
+func (l *Ledger) Share(folder string, ns uint64) error {
+	if now, err := l.root.Readlink(owned + folder); err == nil && now != recordName(ns) {
+		l.root.Rename(owned+folder, shared+folder)
 	}
-	return l.sync("claim", recordName(ns), err)
+	if now, err := l.root.Readlink(going + folder); err == nil && now != recordName(ns) {
+		return wire.Errorf(wire.Busy, "ledger", "cannot attach: what was made there for another container is being removed").WithHint("try again")
+	}
+	return nil
 }
 
-// Claimed counts how many of the last folders made for m are still the namespace's to remove.
-func (l *Ledger) Claimed(m *LedgerMount, ns uint64) (n int, err error) {
-	for _, name := range m.claims(m.Made) {
-		if now, ok, err := l.index(name); !ok || now != ns {
-			return n, err
+// Removal returns a function that calls remove for a folder that was made for ns, unless it is nobody's. One without an entry is: a crash came between.
+func (l *Ledger) Removal(ns uint64) func(folder string, remove func() error) error {
+	return func(folder string, remove func() error) error {
+		_, err := l.root.Lstat(shared + folder)
+		if now, e := l.root.Readlink(owned + folder); err == nil || e == nil && (now != recordName(ns) || l.root.Rename(owned+folder, going+folder) != nil) {
+			return fs.ErrExist
+		} else if err = remove(); err != nil {
+			l.root.Rename(going+folder, owned+folder)
+			return err
 		}
-		n++
-	}
-	return n, nil
-}
-
-// Unclaim forgets what was claimed for mounts that are gone, but for what the others of their namespace have inherited. After their record says so, for what is not claimed is not removed.
-func (l *Ledger) Unclaim(gone, others []LedgerMount) {
-	var kept []string
-	for _, o := range others {
-		kept = append(kept, o.claims(o.Made)...)
-	}
-	for _, m := range gone {
-		for _, name := range m.claims(m.Made) {
-			if !slices.Contains(kept, name) {
-				l.root.Remove(name)
-			}
-		}
+		l.root.Remove(going + folder)
+		return nil
 	}
 }
 
@@ -187,7 +173,7 @@ func (l *Ledger) Namespaces() (ids []uint64, err error) {
 	return ids, err
 }
 
-// SweepIndex removes the entries that name a namespace without a record; under its lock, since an attach writes the entry first, and the container's, since the attach may be to another namespace.
+// SweepIndex removes the entries that name a namespace whose record knows nothing of them; under its lock, since an attach writes the entry first, and the container's, since the attach may be to another namespace.
 func (l *Ledger) SweepIndex() {
 	entries, _ := l.entries()
 	for _, e := range entries {
@@ -195,7 +181,9 @@ func (l *Ledger) SweepIndex() {
 			if own, err := l.LockName(e); err == nil {
 				if lock, err := l.LockNS(ns); err == nil {
 					now, _, _ := l.index(e)
-					if _, err := l.root.Lstat(recordName(ns) + ext); now == ns && errors.Is(err, fs.ErrNotExist) {
+					record, err := l.ReadNS(ns)
+					in := func(m LedgerMount) bool { return e[:3] != "by+" || e == indexName(m.UID, m.Owner, m.Container) }
+					if err == nil && now == ns && !slices.ContainsFunc(record.Mounts, in) {
 						l.root.Remove(e)
 					}
 					lock.Unlock()

@@ -181,9 +181,10 @@ func TestSweepIndexKeepsWhatHasARecord(t *testing.T) {
 	must(t, l.Enter(2, "o", "alive-too", 7))
 	must(t, l.Enter(1, "o", "gone", 8))
 	must(t, l.Enter(1, "o", "a.rec", 9))
-	must(t, l.WriteNS(&LedgerRecord{NS: 7, Mounts: []LedgerMount{mount(1, "o", "alive", "/a")}}))
+	must(t, l.Enter(1, "o", "unmounted", 7))
+	must(t, l.WriteNS(&LedgerRecord{NS: 7, Mounts: []LedgerMount{mount(1, "o", "alive", "/a"), mount(2, "o", "alive-too", "/b")}}))
 	l.SweepIndex()
-	for container, want := range map[string]bool{"alive": true, "gone": false, "a.rec": false} {
+	for container, want := range map[string]bool{"alive": true, "gone": false, "a.rec": false, "unmounted": false} {
 		if _, ok, _ := l.Find(1, "o", container); ok != want {
 			t.Errorf("%s: %v", container, ok)
 		}
@@ -191,7 +192,7 @@ func TestSweepIndexKeepsWhatHasARecord(t *testing.T) {
 	if _, ok, _ := l.Find(2, "o", "alive-too"); !ok {
 		t.Error("another uid's entry went")
 	}
-	if r, err := l.ReadNS(7); err != nil || len(r.Mounts) != 1 {
+	if r, err := l.ReadNS(7); err != nil || len(r.Mounts) != 2 {
 		t.Errorf("%+v, %v", r, err)
 	}
 }

@@ -368,7 +368,7 @@ func callerLedger(t *testing.T, h *harness.Host) (names []string) {
 	for _, e := range entries {
 		name := e.Name()
 		switch {
-		case strings.HasPrefix(name, "at+"):
+		case strings.HasPrefix(name, "at+"), strings.HasPrefix(name, "sh+"), strings.HasPrefix(name, "go+"):
 			claims++
 			continue
 		case name == ".lock" || strings.HasPrefix(name, "by+"):
