@@ -232,11 +232,11 @@ type Lock struct{ F *os.File }
 // Unlock releases the lock.
 func (l *Lock) Unlock() { l.F.Close() }
 
-// Key returns the lock key of a name, which is no number below 1<<63: those are for what has a number. Two names may have one key; their holders then wait for each other, which is harmless as long as nobody waits for one while holding the other.
+// Key returns the lock key of a name; that of a number, such as a namespace's, is no key of a name that begins with a letter, however that was chosen. Two names may have one key; their holders then wait for each other, which is harmless as long as nobody waits for one while holding the other.
 func Key(parts ...string) uint64 {
 	h := fnv.New64a()
 	h.Write([]byte(strings.Join(parts, "\x00")))
-	return h.Sum64() | 1<<63
+	return h.Sum64()>>1 | map[bool]uint64{true: 1 << 63}[strings.Join(parts, "") >= "A"]
 }
 
 // Lock waits for the lock of key. Errors: timeout when ctx ends first, system.
