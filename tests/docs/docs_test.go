@@ -1,7 +1,7 @@
 // Package docs runs what README and docs tell the reader to type: each fenced block whose language is sh, on a host with bindgate at its default paths, cloned, built and installed as the README
 // says. A block goes without if a comment in front of it says why: <!-- not run: WHY -->.
 //
-// The test does what is the agent's part: web-1 is a container, 4711 its process, job.json a job, and before a cleanup the container has ended. A comment such as "# 64: no arguments"
+// The test does what is others' part: web-1 is a container, 4711 its process, job.json a job, rexray a plugin (tests/plugins/testplugin), and before a cleanup the container has ended. A comment such as "# 64: no arguments"
 // behind a command says its exit status.
 package docs
 
@@ -94,7 +94,7 @@ func TestWhatIsNotRunSaysWhy(t *testing.T) {
 		}
 		run++
 	}
-	if not > 13 || run < 3*not {
+	if not > 13 || run < 3*not+1 {
 		t.Errorf("%d blocks are run, %d are not", run, not)
 	}
 }
@@ -153,7 +153,7 @@ func TestCommands(t *testing.T) {
 	}
 	all := blocks(t, source)
 	harness.Run(t, func(h *harness.Host) {
-		dirs := []string{"/etc", "/usr/local", "/var/lib", "/var/log"}
+		dirs := []string{"/etc", "/usr/local", "/var/lib", "/var/log", "/opt"}
 		for _, v := range env {
 			if dir, ok := strings.CutPrefix(v, "GOCACHE="); ok {
 				dirs = append(dirs, dir)
@@ -189,9 +189,12 @@ func TestCommands(t *testing.T) {
 		}
 		clone := work + "/bindgate"
 		h.WriteFile("/etc/bindgate/helper.toml", strings.Replace(h.ReadFile("/etc/bindgate/helper.toml"), "# cgroups = ", "cgroups = [\""+harness.CgroupRule+"\"] # ", 1), 0o644)
-		h.WriteFile("/etc/bindgate/policy.toml", h.ReadFile("/etc/bindgate/policy.toml")+"\n[[rule]]\naction = \"allow\"\n", 0o644)
+		h.WriteFile("/etc/bindgate/policy.toml", strings.Replace(h.ReadFile("/etc/bindgate/policy.toml"), "\n[plugins]\n", "\n[plugins]\nsocket_dirs = [\"/run/docker/plugins\", \""+h.Sockets()+"\"]\n", 1)+"\n[[rule]]\naction = \"allow\"\n", 0o644)
 		h.WriteFile(clone+"/job.json", h.ReadFile(clone+"/examples/mesos-containerinfo.json"), 0o644)
-		h.Sh("mkdir -p /run/docker/plugins /etc/docker/plugins")
+		h.Sh("mkdir -p /run/docker/plugins /etc/docker/plugins && mkdir -p " + h.Sockets()).OK(t)
+		h.Mkdir("/opt/nomad/data/host_volume_plugins", 0o755)
+		h.Plugin("rexray")
+		h.Sh("chmod 0666 " + h.Sockets() + "/rexray.sock").OK(t) // of the harness' policy user
 
 		for i, b := range all {
 			if b.lang != "sh" || strings.HasPrefix(b.mark, "not run: ") || b.mark == "run: clone" || b.mark == "run: podman" {
@@ -208,7 +211,7 @@ func TestCommands(t *testing.T) {
 				}
 				text = "container_ends() { runc --root " + rootOf(c) + " delete --force " + id + "; }\n(" + begin + ") >/dev/null\n" + strings.ReplaceAll(text, "4711", c.PIDString())
 				r := do(clone, text)
-				do(clone, "runc --root "+rootOf(c)+" delete --force "+id+"; bindgate cleanup --force --container web-1; bindgate cleanup --force --container demo; bindgate recover; for v in $(bindgate volume ls --quiet); do bindgate volume rm $v; done")
+				do(clone, "runc --root "+rootOf(c)+" delete --force "+id+"; bindgate cleanup --force --container web-1; dvdcli unmount --volumedriver=rexray --volumename=db; bindgate cleanup --force --container demo; bindgate recover; for v in $(bindgate volume ls --quiet); do bindgate volume rm $v; done")
 				if r.Exit != 0 {
 					t.Errorf("%v", r)
 				}
