@@ -86,6 +86,10 @@ test-packages: deps ## install, upgrade, remove and purge the Debian package on 
 	$(GO) vet -tags packages ./tests/packages
 	SUDO='$(SUDO)' $(GO) test -count=1 -timeout 10m -tags packages -exec '$(CURDIR)/tests/exec' ./tests/packages
 
+test-crash: deps ## the kill sweep and the fault sweep: both programs at every system call. Takes a while
+	$(GO) vet -tags crash ./tests/crash
+	SUDO='$(SUDO)' $(GO) test -v -count=1 -timeout 90m -tags crash -exec '$(CURDIR)/tests/exec' ./tests/crash
+
 soak: deps ## 64 processes at once, killed at random, for SOAKTIME (default 3m); SOAKSEED=N makes the choices of an earlier run
 	SUDO='$(SUDO) env SOAKTIME=$(or $(SOAKTIME),3m) SOAKSEED=$(SOAKSEED)' $(GO) test -v -count=1 -timeout 24h -exec '$(CURDIR)/tests/exec' ./tests/soak
 

@@ -1,3 +1,5 @@
+//go:build crash
+
 package crash
 
 import "golang.org/x/sys/unix"

@@ -1,3 +1,5 @@
+//go:build crash
+
 // Package crash kills both programs at every system call that they make, and makes every one of these calls fail, in every verb; and looks whether the
 // journal, the ledger, the kernel and the driver agree afterwards (T33, T34).
 //
@@ -155,7 +157,7 @@ func (s *sweep) reset() {
 	for _, m := range slices.Backward(s.state().mounts) {
 		s.h.Sh("nsenter -t " + s.c.PIDString() + " -m umount -l " + m)
 	}
-	s.h.Sh("rm -rf " + s.c.Root + "/srv " + s.c.Root + "/tmp/*")
+	s.h.Sh("rm -rf " + s.c.Root + "/srv " + s.c.Root + "/tmp/* " + s.sandbox() + "/*")
 	s.p.Kill()
 	for _, name := range s.state().onHost {
 		unix.Unmount(s.p.Root+"/mnt/"+name, unix.MNT_DETACH)
