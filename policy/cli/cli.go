@@ -270,11 +270,10 @@ func (a *app) report(err error) int {
 		return e.Exit()
 	}
 	lines := fmt.Sprintf("%s: %s%s%s\n", a.name, oneLine(e.Message), steps("undone", e.Undone), steps("left", e.Left))
-	if e.Code != wire.Usage { // where --help says more
-		lines += fmt.Sprintf("hint: bindgate help %s\n", e.Code)
-	}
-	if e.Hint != "" { // last, since it may be lines to paste
+	if e.Hint != "" {
 		lines += fmt.Sprintf("hint: %s\n", printable(e.Hint, true))
+	} else if e.Code != wire.Usage { // where --help says more
+		lines += fmt.Sprintf("hint: bindgate help %s\n", e.Code)
 	}
 	if !a.inJournal() || journalError(e, lines) != nil {
 		io.WriteString(a.Err, lines)

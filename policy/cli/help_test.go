@@ -64,7 +64,8 @@ func TestEveryCodeHasAnEntry(t *testing.T) {
 
 func TestErrorsLeadToTheirEntry(t *testing.T) {
 	s := newShell(t)
-	if r := s.run("isolate", "--container", "missing", "--pid", "1", "-o", "table"); !strings.Contains(r.err, "\nhint: bindgate help "+string(wire.NotFound)+"\n") {
+	s.driver.fail = wire.Errorf(wire.DriverError, "list", "no")
+	if r := s.run("volume", "ls", "--driver", "fake", "-o", "table"); !strings.Contains(r.err, "\nhint: bindgate help "+string(wire.DriverError)+"\n") {
 		t.Errorf("%+v", r)
 	}
 	if r := s.run("nonsense"); strings.Contains(r.err, "bindgate help usage") {

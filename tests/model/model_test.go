@@ -1,3 +1,5 @@
+//go:build model
+
 // Package model lets random sequences of verbs run against the installed programs and against a model of them in a few lines, and compares after each step what was answered, what status says, what the
 // kernel has mounted and what the drivers hold. A sequence that differs is made as short as it goes and printed.
 //
