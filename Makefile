@@ -86,6 +86,9 @@ test-packages: deps ## install, upgrade, remove and purge the Debian package on 
 	$(GO) vet -tags packages ./tests/packages
 	SUDO='$(SUDO)' $(GO) test -count=1 -timeout 10m -tags packages -exec '$(CURDIR)/tests/exec' ./tests/packages
 
+test-model: deps ## random sequences of verbs against a model
+	SUDO='$(SUDO)' $(GO) test -count=1 -timeout 30m -tags model -exec '$(CURDIR)/tests/exec' ./tests/model
+
 test-crash: deps ## the kill sweep and the fault sweep: both programs at every system call. Takes a while
 	$(GO) vet -tags crash ./tests/crash
 	SUDO='$(SUDO)' $(GO) test -v -count=1 -timeout 90m -tags crash -exec '$(CURDIR)/tests/exec' ./tests/crash
