@@ -3,7 +3,6 @@ package main
 import (
 	"fmt"
 	"os"
-	"os/user"
 	"path"
 	"strconv"
 	"strings"
@@ -42,9 +41,8 @@ func openAudit(s *session) *audit {
 	fd, err := unix.Openat(dir, path.Base(name), flags, 0)
 	if err == unix.ENOENT {
 		fd, err = unix.Openat(dir, path.Base(name), flags|unix.O_CREAT, 0o640)
-		if adm, e := user.LookupGroup("adm"); err == nil && e == nil {
-			gid, _ := strconv.Atoi(adm.Gid)
-			unix.Fchown(fd, 0, gid)
+		if gid, ok := idOf("/etc/group", "adm"); err == nil && ok {
+			unix.Fchown(fd, 0, int(gid))
 		}
 	}
 	namespace.Check(err, wire.Config, "audit", "cannot open the audit log %s", name)

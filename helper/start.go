@@ -4,10 +4,10 @@ import (
 	"cmp"
 	"errors"
 	"os"
-	"os/user"
 	"runtime"
 	"slices"
 	"strconv"
+	"strings"
 	"sync/atomic"
 	"syscall"
 	"time"
@@ -16,6 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/bindgate/bindgate/conf"
+	"github.com/bindgate/bindgate/helper/inherited"
 	"github.com/bindgate/bindgate/namespace"
 	"github.com/bindgate/bindgate/privops"
 	"github.com/bindgate/bindgate/state"
@@ -56,8 +57,7 @@ func startClean() {
 	setMask(0)
 	unix.Setitimer(unix.ItimerReal, unix.Itimerval{Value: unix.NsecToTimeval(int64(killDeadline))}) // instead of the caller's, which survives exec; the signals of the others are ignored
 	namespace.DieIf(len(os.Args) > 1, wire.Errorf(wire.Usage, "start", "cannot take arguments: one request on descriptor 0 is all"))
-	namespace.DieIf(os.Getuid() != 0 && hasEnvironment(), wire.Errorf(wire.Usage, "start", "cannot take an environment: it must be empty"))
-	os.Clearenv() // systemd always sets some
+	namespace.DieIf(os.Getuid() != 0 && hasEnvironment(), wire.Errorf(wire.Usage, "start", "cannot take an environment: it must be empty")) // root's, such as systemd's, is gone already
 	unix.Umask(0o022)
 	namespace.Check(unix.Chdir("/"), wire.System, "start", "cannot chdir to /")
 	list := namespace.Must(os.ReadDir("/proc/self/fd"))(wire.System, "start", "cannot list the descriptors that the caller left open")
@@ -89,8 +89,8 @@ func setMask(mask uint64) {
 
 // hasEnvironment reports whether the caller passed an environment. The runtime of a setuid program adds GOTRACEBACK=none itself, or makes the caller's value that: where this is all, the kernel is asked.
 func hasEnvironment() bool {
-	if env := os.Environ(); !slices.Equal(env, []string{"GOTRACEBACK=none"}) {
-		return len(env) > 0
+	if !slices.Equal(inherited.Environment, []string{"GOTRACEBACK=none"}) {
+		return len(inherited.Environment) > 0
 	}
 	passed, err := os.ReadFile("/proc/self/environ")
 	return len(passed) > 0 || err != nil
@@ -176,8 +176,20 @@ func (s *session) held(l *state.Lock, err error) *state.Lock {
 
 // authorise admits the policy user and the uids that helper.toml names. The setuid bit's group is not enough (T01). Dies of denied.
 func (s *session) authorise() {
-	u, err := user.Lookup(conf.User())
-	namespace.DieIf(!slices.Contains(s.config.Callers.UIDs, s.caller.uid) && (err != nil || u.Uid != strconv.FormatUint(uint64(s.caller.uid), 10)), wire.Errorf(wire.Denied, "caller", "cannot serve uid %d: only the user %s may call, and the uids in callers.uids of helper.toml", s.caller.uid, conf.User()))
+	uid, ok := idOf("/etc/passwd", conf.User())
+	namespace.DieIf(!slices.Contains(s.config.Callers.UIDs, s.caller.uid) && (!ok || uid != s.caller.uid), wire.Errorf(wire.Denied, "caller", "cannot serve uid %d: only the user %s may call, and the uids in callers.uids of helper.toml", s.caller.uid, conf.User()))
+}
+
+// idOf returns the id of a name in /etc/passwd or /etc/group: the third field in both (passwd(5), group(5)).
+func idOf(file, name string) (uint32, bool) {
+	data, _ := os.ReadFile(file)
+	for line := range strings.Lines(string(data)) {
+		if f := strings.Split(line, ":"); f[0] == name && len(f) > 3 {
+			id, err := strconv.ParseUint(f[2], 10, 32)
+			return uint32(id), err == nil
+		}
+	}
+	return 0, false
 }
 
 var finished atomic.Bool
