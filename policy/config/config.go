@@ -42,7 +42,14 @@ type Policy struct {
 	Rules []Rule `toml:"rule"`
 }
 
-// Timeouts are the deadlines of the stages. Zero in a driver's own table means the general one.
+// DriverTimeouts are the deadlines of the calls of one driver. Zero means the general one.
+type DriverTimeouts struct {
+	Mount   time.Duration `toml:"mount"`
+	Unmount time.Duration `toml:"unmount"`
+	Call    time.Duration `toml:"call"`
+}
+
+// Timeouts are the deadlines of the stages.
 type Timeouts struct {
 	Mount   time.Duration `toml:"mount"`
 	Unmount time.Duration `toml:"unmount"`
@@ -53,7 +60,7 @@ type Timeouts struct {
 // A Driver is what policy.toml says of one volume driver.
 type Driver struct {
 	Address        string            `toml:"address"` // instead of discovery: unix://, tcp://, http://, https://
-	Timeouts       Timeouts          `toml:"timeouts"`
+	Timeouts       DriverTimeouts    `toml:"timeouts"`
 	ExplicitCreate bool              `toml:"explicit_create"`
 	Options        map[string]string `toml:"options"` // added to a volume's options where the job does not name them
 	Counting       string            `toml:"counting"`
@@ -124,15 +131,16 @@ func (p *Policy) validate() error {
 			return conf.Bad("a path", path, "absolute")
 		}
 	}
-	timeouts := map[string]Timeouts{"timeouts": p.Timeouts}
+	t := p.Timeouts
+	timeouts := map[string][]time.Duration{"timeouts": {t.Mount, t.Unmount, t.Call, t.Helper}}
 	for name, d := range p.Drivers {
 		if d.Counting != "" && d.Counting != CountVolume && d.Counting != CountContainer {
 			return conf.Bad("driver."+name+".counting", d.Counting, "volume or container")
 		}
-		timeouts["driver."+name+".timeouts"] = d.Timeouts
+		timeouts["driver."+name+".timeouts"] = []time.Duration{d.Timeouts.Mount, d.Timeouts.Unmount, d.Timeouts.Call}
 	}
-	for where, t := range timeouts {
-		if s := []time.Duration{t.Mount, t.Unmount, t.Call, t.Helper}; slices.Min(s) < 0 || where == "timeouts" && slices.Min(s) == 0 {
+	for where, s := range timeouts {
+		if slices.Min(s) < 0 || where == "timeouts" && slices.Min(s) == 0 {
 			return conf.Bad(where, slices.Min(s), "positive durations such as \"120s\"")
 		}
 	}
@@ -148,7 +156,7 @@ func (p *Policy) validate() error {
 }
 
 // For returns the deadlines for one driver: its own where it has them.
-func (p *Policy) For(driver string) Timeouts {
+func (p *Policy) For(driver string) DriverTimeouts {
 	all, own := p.Timeouts, p.Drivers[driver].Timeouts
-	return Timeouts{cmp.Or(own.Mount, all.Mount), cmp.Or(own.Unmount, all.Unmount), cmp.Or(own.Call, all.Call), cmp.Or(own.Helper, all.Helper)}
+	return DriverTimeouts{cmp.Or(own.Mount, all.Mount), cmp.Or(own.Unmount, all.Unmount), cmp.Or(own.Call, all.Call)}
 }

@@ -447,7 +447,7 @@ func TestInterruptUndoesWhatIsUnderWay(t *testing.T) {
 func TestMountThatDoesNotAnswerIsGivenUpWithWhatItWas(t *testing.T) {
 	w := newWorld(t)
 	w.create(t, "a", "b")
-	w.policy.Drivers["fake"] = config.Driver{Timeouts: config.Timeouts{Mount: 50 * time.Millisecond}}
+	w.policy.Drivers["fake"] = config.Driver{Timeouts: config.DriverTimeouts{Mount: 50 * time.Millisecond}}
 	iso := w.open(t, "")
 	_, release := w.hang("mount fake/a")
 	e := want(t, second(iso.Prepare(t.Context(), request(t, "web", "a:/a", "b:/b"))), wire.Timeout, "mount volume fake/a", "did not answer within")
@@ -488,7 +488,7 @@ func TestMountThatDoesNotAnswerIsGivenUpWithWhatItWas(t *testing.T) {
 func TestMountThatCompletesLaterIsUnmountedByRecover(t *testing.T) {
 	w := newWorld(t)
 	w.create(t, "a")
-	w.policy.Drivers["fake"] = config.Driver{Timeouts: config.Timeouts{Mount: 50 * time.Millisecond}}
+	w.policy.Drivers["fake"] = config.Driver{Timeouts: config.DriverTimeouts{Mount: 50 * time.Millisecond}}
 	first, err := w.isolator("")
 	if err != nil {
 		t.Fatal(err)
@@ -518,7 +518,7 @@ func TestMountThatCompletesAfterTheDriverDeniedItIsUnmounted(t *testing.T) {
 	give := func(t *testing.T) (w *world, id string, mount func()) {
 		w = newWorld(t)
 		w.create(t, "a")
-		w.policy.Drivers["fake"] = config.Driver{Timeouts: config.Timeouts{Mount: 50 * time.Millisecond, Unmount: time.Hour}}
+		w.policy.Drivers["fake"] = config.Driver{Timeouts: config.DriverTimeouts{Mount: 50 * time.Millisecond, Unmount: time.Hour}}
 		first, err := w.isolator("")
 		if err != nil {
 			t.Fatal(err)
