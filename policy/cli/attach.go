@@ -38,7 +38,7 @@ the detach of its last volume drops.
 			return a.emitIsolated(out)
 		},
 	}
-	j.add(cmd, true)
+	j.add(cmd)
 	p.add(cmd)
 	required(cmd, "container")
 	return cmd

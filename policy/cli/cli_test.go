@@ -227,6 +227,8 @@ func TestBadCommandLines(t *testing.T) {
 		"a job by flags and by file":          {wire.Usage, "prepare --container x -v a:/a job.json"},
 		"a format for flags":                  {wire.Usage, "prepare --container x -v a:/a --format mesos"},
 		"options without a volume":            {wire.Usage, "prepare --container x --opt a=b"},
+		"an option for no -v":                 {wire.Usage, "prepare --container x --mount name=a,target=/a --opt a=b"},
+		"a driver for no -v":                  {wire.Usage, "prepare --container x --mount name=a,target=/a --driver d"},
 		"a log level that is none":            {wire.Usage, "status --log-level loud"},
 		"a timeout that is none":              {wire.Usage, "status --timeout soon"},
 		"a negative timeout":                  {wire.Usage, "status --timeout -1s"},
@@ -243,6 +245,9 @@ func TestBadCommandLines(t *testing.T) {
 		"the same volume twice":               {wire.DuplicateVolume, "prepare --container x -v a:/a -v a:/b"},
 		"a volume that the rules deny":        {wire.Denied, "prepare --container x -v secret:/a"},
 		"a container that was never prepared": {wire.NotFound, "isolate --container x --pid 1"},
+		"who makes the mounts, and nobody":    {wire.InvalidRequest, "prepare --container x -v a:/a --mounts-by me"},
+		"an agent's mounts at once":           {wire.InvalidRequest, "attach --container x -v a:/a --pid 1 --mounts-by agent"},
+		"a check for a container with a path": {wire.InvalidRequest, "policy check --container ../x -v a:/a"},
 		"a process that is gone":              {wire.NamespaceGone, "attach --container x -v a:/a --pid 4194305"},
 		"an empty job on stdin":               {wire.InvalidRequest, "prepare --container x"},
 		"a volume that is not there":          {wire.VolumeNotFound, "volume inspect none"},
@@ -499,5 +504,20 @@ func TestAProcessIsNamedOneWay(t *testing.T) {
 				t.Errorf("%s %q: %+v", verb, args, r)
 			}
 		}
+	}
+}
+
+// A driver that cannot be asked is a warning in each form, so that nobody takes its volumes for gone.
+func TestListWarnsInEachForm(t *testing.T) {
+	s := newShell(t)
+	s.policy.Drivers = map[string]config.Driver{"nas": {}}
+	s.driver.fail = wire.Errorf(wire.DriverUnavailable, "list", "cannot list the volumes: it is down")
+	for _, form := range []string{"--quiet", "--output=table"} {
+		if r := s.run("volume", "ls", form); r.status != 0 || strings.Count(r.err, "warning: cannot list the volumes: it is down\n") != 2 {
+			t.Errorf("%s: %+v", form, r)
+		}
+	}
+	if r := s.ok(nil, "volume", "ls", "--quiet", "--output=json"); strings.Count(r.out, "it is down") != 2 {
+		t.Errorf("%+v", r)
 	}
 }

@@ -28,7 +28,7 @@ type jobFlags struct {
 	volumes, mounts, opts      []string
 }
 
-func (j *jobFlags) add(cmd *cobra.Command, running bool) {
+func (j *jobFlags) add(cmd *cobra.Command) {
 	f := cmd.Flags()
 	f.StringVar(&j.container, "container", "", "the container's `ID`")
 	f.StringVar(&j.format, "format", "", "the job's format: "+strings.Join(spec.Formats(), ", ")+" (default: recognised by its content)")
@@ -37,9 +37,7 @@ func (j *jobFlags) add(cmd *cobra.Command, running bool) {
 	f.StringVar(&j.sandbox, "sandbox-directory", "", "where the container sees its sandbox (default "+wire.DefaultSandbox+")")
 	f.StringVar(&j.parent, "parent", "", "the `ID` of the container in which this one is nested")
 	f.StringArrayVar(&j.labels, "label", nil, "a label that status shows, `K=V`")
-	if !running {
-		f.StringVar(&j.mountsBy, "mounts-by", lifecycle.ByHelper, "who makes the mounts in the container: helper or agent")
-	}
+	f.StringVar(&j.mountsBy, "mounts-by", lifecycle.ByHelper, "who makes the mounts in the container: helper or agent")
 	f.BoolVar(&j.explicit, "explicit-create", false, "fail for a volume that does not exist, instead of creating it")
 	f.StringVar(&j.driver, "driver", "", "the driver of -v volumes (default: default_driver of policy.toml)")
 	f.StringArrayVarP(&j.volumes, "volume", "v", nil, "a `VOLUME`, NAME:CONTAINER_PATH[:ro|rw][,noexec][,idmap][,subpath=P]")
@@ -62,8 +60,8 @@ func (a *app) request(j *jobFlags, args []string, p *config.Policy) (lifecycle.R
 	var err error
 	defaults := spec.Defaults{Driver: p.Volume.DefaultDriver}
 	switch {
-	case len(j.volumes)+len(j.mounts) == 0 && (j.driver != "" || len(j.opts) > 0):
-		err = usageError("cannot read the job: --driver and --opt go with -v")
+	case len(j.volumes) == 0 && (j.driver != "" || len(j.opts) > 0): // they would be lost, and --mount take another driver
+		err = usageError("cannot read the job: --driver and --opt go with -v; --mount has driver= and opt= of its own")
 	case len(j.volumes)+len(j.mounts) == 0:
 		var data []byte
 		if data, err = a.readJob(args); err == nil {

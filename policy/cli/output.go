@@ -26,10 +26,14 @@ func (a *app) emit(result any, warnings []string, show func(*tables)) error {
 		return writeJSON(a.Out, result)
 	}
 	show(newTables(a.Out))
+	a.warn(warnings)
+	return nil
+}
+
+func (a *app) warn(warnings []string) {
 	for _, w := range warnings {
 		fmt.Fprintf(a.Err, "warning: %s\n", oneLine(w))
 	}
-	return nil
 }
 
 // writeJSON writes a document of one line in which every character that is not printable is escaped: JSON lets C1 control characters and the like be, which a

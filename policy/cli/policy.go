@@ -67,7 +67,7 @@ Without --container only rules for any container match.
 			return werr
 		},
 	}
-	j.add(cmd, false)
+	j.add(cmd)
 	return cmd
 }
 

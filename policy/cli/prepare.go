@@ -53,7 +53,7 @@ With --mounts-by agent the output has "mounts": what the agent has to mount itse
 			})
 		},
 	}
-	j.add(cmd, false)
+	j.add(cmd)
 	required(cmd, "container")
 	return cmd
 }

@@ -2,7 +2,6 @@ package cli
 
 import (
 	"context"
-	"fmt"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -203,10 +202,12 @@ The filters are driver=D, name=N (in both, * matches anything), used=true and us
 				}
 			}
 			if quiet && a.output != "json" {
+				a.warn(out.Warnings)
+				var names []string
 				for _, v := range out.Volumes {
-					fmt.Fprintln(a.Out, oneLine(v.Name))
+					names = append(names, oneLine(v.Name))
 				}
-				return nil
+				return a.print(names...)
 			}
 			return a.emit(out, out.Warnings, func(t *tables) {
 				var rows [][]any

@@ -31,7 +31,11 @@ func (iso *Isolator) PolicyCheck(r Request) (*PolicyCheck, error) {
 	if r.Job == nil {
 		return nil, failure(wire.Errorf(wire.InvalidRequest, "request", "cannot check the rules: there is no job"))
 	}
-	if err := iso.checkJob(r.Job); err != nil {
+	err := iso.checkJob(r.Job)
+	if err == nil && r.Container != "" {
+		err = wire.CheckID("container", r.Container)
+	}
+	if err != nil {
 		return nil, failure(err)
 	}
 	out := &PolicyCheck{Schema: Schema, Allowed: true, Volumes: []Decision{}, Warnings: r.Job.Warnings}
