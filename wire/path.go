@@ -80,7 +80,7 @@ func CheckContainer(s string) error { return CheckID("container", s) }
 // CheckOwner checks an owner: as an id, of at most 32 bytes.
 func CheckOwner(s string) error { return checkName("owner", s, "_.:-", 32) }
 
-// CheckVolumeName checks the name of a local volume: Docker's rule for its local driver, [a-zA-Z0-9][a-zA-Z0-9_.-]*, of at most 248 bytes, which leaves room for a prefix in a file name.
+// CheckVolumeName checks the name of a local volume: [a-zA-Z0-9][a-zA-Z0-9_.-]*, Docker's rule for its local driver but that one character is enough, of at most 248 bytes, which leaves room for a prefix in a file name.
 func CheckVolumeName(s string) error { return checkName("volume name", s, "_.-", 248) }
 
 func checkName(what, s, more string, max int) error {

@@ -18,7 +18,7 @@ type Helper func(ctx context.Context, req *wire.Request) (*wire.Reply, error)
 // Local is the built-in driver local: folders that belong to root, made and removed by the helper. They are always available, so Mount only looks the
 // volume up and Unmount does nothing.
 //
-// Names are those of Docker's local driver (wire.CheckVolumeName). Errors are the helper's; one of its not_found is volume_not_found.
+// Names are those of Docker's local driver, and of one character (wire.CheckVolumeName). Errors are the helper's; one of its not_found is volume_not_found.
 type Local struct {
 	helper Helper
 }

@@ -174,7 +174,7 @@ func TestPrepareCancelsAPendingUnmount(t *testing.T) {
 func TestUnmountThatDoesNotAnswerIsPendingAndAskedAgainFirst(t *testing.T) {
 	w := newWorld(t)
 	w.create(t, "a")
-	w.policy.Drivers["fake"] = config.Driver{Timeouts: config.Timeouts{Unmount: 1}}
+	w.policy.Drivers["fake"] = config.Driver{Timeouts: config.DriverTimeouts{Unmount: 1}}
 	iso := w.open(t, "")
 	ok[*Prepared](t)(iso.Prepare(t.Context(), request(t, "web", "a:/a")))
 	_, release := w.hang("unmount")
@@ -319,6 +319,24 @@ func TestVolumeCommands(t *testing.T) {
 	equal(t, "removals", w.calls("remove"), []string{})
 	ok[*VolumeInfo](t)(iso.VolumeRemove(t.Context(), "fake", "a"))
 	equal(t, "removals", w.calls("remove"), []string{"remove fake/a"})
+}
+
+// What the driver local would refuse is refused before anybody is asked, or anything written.
+func TestBadLocalVolumeIsRefusedByItself(t *testing.T) {
+	w := newWorld(t)
+	iso, err := Open(Options{Policy: w.policy, BootID: w.boot, Helper: w.helper})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer iso.Close()
+	for name, opts := range map[string]map[string]string{"../x": nil, "a:b": nil, "v": {"size": "5"}, "w": {"mode": "7777"}, "x": {"uid": "\x1b"}} {
+		want(t, second(iso.VolumeCreate(t.Context(), "local", name, opts)), wire.InvalidRequest, "cannot use the volume")
+		want(t, second(iso.VolumeMount(t.Context(), "local", name, opts, false)), wire.InvalidRequest, "cannot use the volume")
+	}
+	equal(t, "calls", w.calls(), []string{})
+	if s := ok[*Status](t)(iso.Status(t.Context(), StatusQuery{})); len(s.Volumes) > 0 {
+		t.Errorf("%+v", s.Volumes)
+	}
 }
 
 func TestRulesHoldForVolumeCommands(t *testing.T) {

@@ -42,7 +42,10 @@ type VolumeItem struct {
 // VolumeCreate makes a volume. One that exists already stays as it is; Created says so.
 func (iso *Isolator) VolumeCreate(ctx context.Context, driverName, name string, opts map[string]string) (*VolumeInfo, error) {
 	id := volumeID{driverName, name}
-	info, err := iso.withVolume(ctx, "create", id, wire.ModeRW, func(drv driver.Driver, info *VolumeInfo) error {
+	if err := iso.checkVolume(id, opts); err != nil {
+		return nil, failure(err)
+	}
+	return iso.withVolume(ctx, "create", id, wire.ModeRW, func(drv driver.Driver, info *VolumeInfo) error {
 		created := false
 		v, err := iso.get(ctx, drv, id)
 		if isCode(err, wire.VolumeNotFound) {
@@ -67,7 +70,6 @@ func (iso *Isolator) VolumeCreate(ctx context.Context, driverName, name string, 
 		}
 		return nil
 	})
-	return info, err
 }
 
 // VolumeInspect returns what the driver says of a volume, and which containers use it.
@@ -106,7 +108,7 @@ func (iso *Isolator) VolumePath(ctx context.Context, driverName, name string) (*
 func (iso *Isolator) VolumeMount(ctx context.Context, driverName, name string, opts map[string]string, explicit bool) (*VolumeInfo, error) {
 	id := volumeID{driverName, name}
 	doing := "mount volume " + id.String()
-	if err := iso.checkVolume(id); err != nil {
+	if err := iso.checkVolume(id, opts); err != nil {
 		return nil, failure(err)
 	}
 	if err := iso.permit(use{volumeID: id, Owner: iso.owner, Mode: wire.ModeRW}); err != nil {
@@ -135,7 +137,7 @@ func (iso *Isolator) VolumeMount(ctx context.Context, driverName, name string, o
 func (iso *Isolator) VolumeUnmount(ctx context.Context, driverName, name string) (*Cleaned, error) {
 	id := volumeID{driverName, name}
 	doing := "unmount volume " + id.String()
-	if err := iso.checkVolume(id); err != nil {
+	if err := iso.checkVolume(id, nil); err != nil {
 		return nil, failure(err)
 	}
 	ref := reference{Owner: iso.owner}
@@ -286,7 +288,7 @@ func (iso *Isolator) look(ctx context.Context, verb string, id volumeID, do func
 func (iso *Isolator) volume(ctx context.Context, verb string, id volumeID, lock bool, permit func() error, do func(driver.Driver, *VolumeInfo) error) (*VolumeInfo, error) {
 	doing := verb + " volume " + id.String()
 	info := &VolumeInfo{Schema: Schema, Driver: id.Driver, Name: id.Name}
-	if err := iso.checkVolume(id); err != nil {
+	if err := iso.checkVolume(id, nil); err != nil {
 		return nil, failure(err)
 	}
 	err := permit()
@@ -309,10 +311,9 @@ func (iso *Isolator) volume(ctx context.Context, verb string, id volumeID, lock 
 	return info, nil
 }
 
-// checkVolume checks a volume's identity as a job's is checked. Only then may it stand in a message.
-func (iso *Isolator) checkVolume(id volumeID) error {
-	j := spec.Job{Volumes: []spec.Volume{{Driver: id.Driver, Name: id.Name, Mode: wire.ModeRW, Scope: spec.ScopeHost, Field: "the volume"}}}
-	return j.Validate()
+// checkVolume checks a volume's identity, and the options of one that may be made, as a job's are checked. Only then may it stand in a message.
+func (iso *Isolator) checkVolume(id volumeID, opts map[string]string) error {
+	return iso.checkJob(&spec.Job{Volumes: []spec.Volume{{Driver: id.Driver, Name: id.Name, Options: opts, Mode: wire.ModeRW, Scope: spec.ScopeHost, Field: "the volume"}}})
 }
 
 func (iso *Isolator) get(ctx context.Context, drv driver.Driver, id volumeID) (driver.Volume, error) {
