@@ -11,6 +11,7 @@ import (
 	"github.com/spf13/pflag"
 
 	"github.com/bindgate/bindgate/conf"
+	plugin "github.com/bindgate/bindgate/policy/driver"
 	"github.com/bindgate/bindgate/policy/spec"
 	"github.com/bindgate/bindgate/wire"
 )
@@ -108,7 +109,13 @@ It runs as the policy user of the installation (started as root it becomes that 
 		return err
 	})
 	add("path", "print where a volume is mounted, nothing if it is not", func(ctx context.Context, s *session, _ map[string]string) error {
-		info, err := s.VolumePath(ctx, driver, name)
+		info, err := s.VolumeInspect(ctx, driver, name)
+		if err == nil && info.Mountpoint == "" {
+			info, err = s.VolumePath(ctx, driver, name)
+			if errors.Is(err, plugin.ErrRefused) { // it exists; some have no path but of what is mounted
+				return nil
+			}
+		}
 		if err != nil || info.Mountpoint == "" {
 			return err
 		}
