@@ -21,6 +21,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/bindgate/bindgate/policy/boundary"
 	"github.com/bindgate/bindgate/policy/driver"
 	"github.com/bindgate/bindgate/state"
 	"github.com/bindgate/bindgate/tests/harness"
@@ -138,7 +139,7 @@ func (w *world) dvdcli(args ...string) *exec.Cmd {
 	return w.h.Command(policyUser, w.h.Path("prefix/bin/dvdcli"), args...)
 }
 func (w *world) ask(r *wire.Request) float64 {
-	return w.run(w.h.Command(policyUser, w.h.HelperPath()), r.Encode()...)
+	return w.run(w.h.Command(policyUser, w.h.HelperPath()), boundary.Encode(r)...)
 }
 func (w *world) nsenter(pid int, args ...string) float64 {
 	return w.run(exec.Command("nsenter", append([]string{"-t", strconv.Itoa(pid), "-m", "--"}, args...)...))
@@ -223,7 +224,7 @@ func (w *world) helper(r *Results) {
 	floorLedger := w.h.Mkdir(w.h.Path("run/floor"), 0o700)
 	took, costs := w.inTurns(300,
 		step{"floor: the same system calls in C", func() float64 {
-			return w.run(exec.Command(w.out+"/floor", strconv.Itoa(pid), src, "/m0", floorLedger, w.h.Path("var/log/bindgate/floor")), attach.Encode()...)
+			return w.run(exec.Command(w.out+"/floor", strconv.Itoa(pid), src, "/m0", floorLedger, w.h.Path("var/log/bindgate/floor")), boundary.Encode(attach)...)
 		}, umount},
 		step{"an empty Go program", func() float64 { return w.run(exec.Command(w.out + "/empty")) }, nil},
 		step{"nsenter -t PID -m -- mount --bind", func() float64 { return w.nsenter(pid, "mount", "--bind", "/proc", "/m0") }, umount},
@@ -254,7 +255,7 @@ func (w *world) batch(r *Results) {
 	for i := range 64 {
 		all.Mounts = append(all.Mounts, wire.Mount{Path: fmt.Sprintf("/m%d", i), Source: w.h.Path(fmt.Sprintf("sources/v%d", i)), Mode: "rw"})
 	}
-	w.run(exec.Command(w.out+"/floor", "peak", strconv.Itoa(harness.PolicyUID), w.h.HelperPath()), all.Encode()...)
+	w.run(exec.Command(w.out+"/floor", "peak", strconv.Itoa(harness.PolicyUID), w.h.HelperPath()), boundary.Encode(all)...)
 	said := make([]byte, 1<<20)
 	size, _ := w.output.ReadAt(said, 0)
 	lines := strings.Fields(string(said[bytes.LastIndexByte(said[:size], 0)+1 : size]))

@@ -1,4 +1,4 @@
-package wire
+package wire_test
 
 import (
 	"errors"
@@ -8,6 +8,8 @@ import (
 	"strconv"
 	"strings"
 	"testing"
+
+	. "github.com/bindgate/bindgate/wire"
 )
 
 func TestExitOfEveryCodeIsItsClass(t *testing.T) {
@@ -39,8 +41,8 @@ func TestPublishedTableAgrees(t *testing.T) {
 		}
 		rows++
 		for c := range strings.SplitSeq(cells[1], ",") {
-			if c := Code(strings.Trim(c, " `")); exits[c] != class {
-				t.Errorf("docs/wire.md says that %s exits %d; it is %d", c, class, exits[c])
+			if c := Code(strings.Trim(c, " `")); Exits[c] != class {
+				t.Errorf("docs/wire.md says that %s exits %d; it is %d", c, class, Exits[c])
 			}
 		}
 	}

@@ -1,10 +1,12 @@
-package wire
+package wire_test
 
 import (
 	"path"
 	"slices"
 	"strings"
 	"testing"
+
+	. "github.com/bindgate/bindgate/wire"
 )
 
 func TestParsePathRefuses(t *testing.T) {

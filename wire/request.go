@@ -50,37 +50,6 @@ var (
 	blockMay  = map[string][]string{OpAttach: {"subpath", "noexec", "idmap"}}
 )
 
-// Encode returns the request in the wire's form.
-func (r *Request) Encode() []byte {
-	m := &Message{Head: given("op", r.Op, "owner", r.Owner, "container", r.Container, "pid", num(uint64(r.PID)), "start", num(r.Start), "rootfs", r.Rootfs, "directory", r.Directory, "sandbox", r.Sandbox,
-		"lazy", one[r.Lazy], "forget", one[r.Forget], "name", r.Name, "mode", opt(r.Mode, 8), "uid", opt(r.UID, 10), "gid", opt(r.GID, 10))}
-	for _, x := range r.Mounts {
-		m.Blocks = append(m.Blocks, given("mount", x.Path, "source", x.Source, "mode", x.Mode, "subpath", x.Subpath, "noexec", one[x.NoExec], "idmap", one[x.IDMap]))
-	}
-	return m.Encode()
-}
-
-var one = map[bool]string{true: "1"}
-
-// given are the pairs that have a value.
-func given(list ...string) Fields {
-	return slices.DeleteFunc(Pairs(list...), func(f Field) bool { return f.Value == "" })
-}
-
-func num(n uint64) string {
-	if n == 0 {
-		return ""
-	}
-	return strconv.FormatUint(n, 10)
-}
-
-func opt(n *uint32, base int) string {
-	if n == nil {
-		return ""
-	}
-	return strconv.FormatUint(uint64(*n), base)
-}
-
 // DecodeRequest parses a request and checks all that can be checked without looking at the system: known operation and keys, every value in its range. Errors are invalid_request (65) or
 // limit_exceeded (77).
 func DecodeRequest(data []byte) (*Request, error) {

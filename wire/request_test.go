@@ -1,4 +1,4 @@
-package wire
+package wire_test
 
 import (
 	"bytes"
@@ -7,6 +7,9 @@ import (
 	"strconv"
 	"strings"
 	"testing"
+
+	"github.com/bindgate/bindgate/policy/boundary"
+	. "github.com/bindgate/bindgate/wire"
 )
 
 func ptr(n uint32) *uint32 { return &n }
@@ -32,7 +35,7 @@ var requests = map[string]*Request{
 func TestRequestRoundTrip(t *testing.T) {
 	for name, r := range requests {
 		t.Run(name, func(t *testing.T) {
-			again, err := DecodeRequest(r.Encode())
+			again, err := DecodeRequest(boundary.Encode(r))
 			if err != nil || !reflect.DeepEqual(again, r) {
 				t.Errorf("%+v, %v", again, err)
 			}
@@ -52,26 +55,26 @@ func TestRequestTakesAMebibyteAnd1024Mounts(t *testing.T) {
 	for i := range r.Mounts {
 		r.Mounts[i] = Mount{Path: "/m" + strconv.Itoa(i), Source: "/v/" + strings.Repeat("a/", 400) + strconv.Itoa(i), Mode: ModeRO}
 	}
-	data := r.Encode()
+	data := boundary.Encode(r)
 	pad := MaxRequest - len(data)
 	for i := 0; pad > 0; i++ { // the paths fill it up to the last byte
 		n := min(pad, 2000)
 		r.Mounts[i].Source += strings.Repeat("/", n)
 		pad -= n
 	}
-	if data = r.Encode(); len(data) != MaxRequest {
+	if data = boundary.Encode(r); len(data) != MaxRequest {
 		t.Fatalf("%d bytes", len(data))
 	}
 	if again, err := DecodeRequest(data); err != nil || len(again.Mounts) != MaxBlocks {
 		t.Errorf("%v", err)
 	}
 	r.Mounts[0].Source += "/"
-	if _, err := DecodeRequest(r.Encode()); code(err) != InvalidRequest {
+	if _, err := DecodeRequest(boundary.Encode(r)); code(err) != InvalidRequest {
 		t.Errorf("a byte more: %v", err)
 	}
 	r.Mounts[0].Source = "/v"
 	r.Mounts = append(r.Mounts, Mount{Path: "/x", Source: "/v", Mode: ModeRO})
-	if _, err := DecodeRequest(r.Encode()); code(err) != LimitExceeded {
+	if _, err := DecodeRequest(boundary.Encode(r)); code(err) != LimitExceeded {
 		t.Errorf("a mount more: %v", err)
 	}
 }
@@ -192,7 +195,7 @@ func TestDecodeRequestRefuses(t *testing.T) {
 // A request that is cut anywhere, or has any one bit flipped, is refused or asks for something: it never panics and is never taken for the longer one.
 func TestTornRequestIsRefused(t *testing.T) {
 	for name, r := range requests {
-		data := r.Encode()
+		data := boundary.Encode(r)
 		for n := range data {
 			if _, err := DecodeRequest(data[:n]); code(err) != InvalidRequest {
 				t.Errorf("%s, cut at %d: %v", name, n, err)
@@ -213,7 +216,7 @@ func TestTornRequestIsRefused(t *testing.T) {
 // FuzzDecodeRequest: one printable line of refusal, or a request whose every value is in range and which is itself when written down again.
 func FuzzDecodeRequest(f *testing.F) {
 	for _, r := range requests {
-		f.Add(r.Encode())
+		f.Add(boundary.Encode(r))
 	}
 	for _, s := range []string{"", "bindgate=1\x00end=\x00", "bindgate=1\x00op=attach\x00pid=-1\x00end=\x00", "bindgate=1\x00op=create-volume\x00name=v\x00mode=0000755\x00end=\x00",
 		"bindgate=1\x00op=detach\x00owner=o\x00container=c\x00mount=/../x\x00end=\x00", "bindgate=1\x00op=query\x00owner=o\x00end=\x00\x00", "bindgate=1\x00op=sweep\x00owner=\xff\x00end=\x00"} {
@@ -243,7 +246,7 @@ func FuzzDecodeRequest(f *testing.F) {
 		if r.PID < 0 || r.PID > 1<<22 || r.Start > math.MaxInt64 || len(r.Mounts) > MaxBlocks || (r.Op == OpAttach) != (r.PID != 0) || r.Mode != nil && *r.Mode > 0o3777 {
 			t.Errorf("%+v", r)
 		}
-		if again, err := DecodeRequest(r.Encode()); err != nil || !reflect.DeepEqual(again, r) {
+		if again, err := DecodeRequest(boundary.Encode(r)); err != nil || !reflect.DeepEqual(again, r) {
 			t.Errorf("%+v is %+v the second time, and %v", r, again, err)
 		}
 	})

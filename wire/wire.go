@@ -134,16 +134,3 @@ func (r *Reply) Encode() []byte {
 	}
 	return (&Message{Head: Pairs("status", "ok"), Blocks: r.Blocks}).Encode()
 }
-
-// DecodeReply parses a reply. Its own errors are internal: a helper that answers like that is broken or not ours.
-func DecodeReply(data []byte) (*Reply, error) {
-	m, err := Decode(data, MaxReply, 1<<20)
-	if err != nil {
-		return nil, Errorf(Internal, "helper", "cannot read the helper's reply: %v", err)
-	}
-	r := &Reply{Blocks: m.Blocks}
-	if m.Head.Get("status") != "ok" {
-		r.Err = &Error{Code: Code(m.Head.Get("code")), Stage: m.Head.Get("stage"), Message: m.Head.Get("message"), Hint: m.Head.Get("hint")}
-	}
-	return r, nil
-}

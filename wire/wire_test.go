@@ -1,4 +1,4 @@
-package wire
+package wire_test
 
 import (
 	"bytes"
@@ -8,6 +8,9 @@ import (
 	"strings"
 	"testing"
 	"unicode/utf8"
+
+	"github.com/bindgate/bindgate/policy/boundary"
+	. "github.com/bindgate/bindgate/wire"
 )
 
 // raw ends each field with a NUL, as the wire does.
@@ -31,14 +34,14 @@ func code(err error) Code {
 func checkLine(t *testing.T, err error) {
 	t.Helper()
 	e := AsError(err)
-	if _, known := exits[e.Code]; !known || e.Stage == "" || !strings.HasPrefix(e.Message, "cannot ") || Printable(e.Message) != e.Message || len(e.Message) > 700 {
+	if _, known := Exits[e.Code]; !known || e.Stage == "" || !strings.HasPrefix(e.Message, "cannot ") || Printable(e.Message) != e.Message || len(e.Message) > 700 {
 		t.Errorf("not a good error: %#v", e)
 	}
 }
 
 func TestDecodeRefuses(t *testing.T) {
 	many, blocks := []string{"bindgate=1"}, []string(nil)
-	for n := range maxKeys {
+	for n := range MaxKeys {
 		many = append(many, strings.Repeat("k", n+1)+"=")
 	}
 	if _, err := Decode(raw(append(many, "end=")...), 1000, 4); err != nil {
@@ -185,7 +188,7 @@ func TestReplyRoundTrip(t *testing.T) {
 		"an empty message": {Err: &Error{Code: Internal}},
 	} {
 		t.Run(name, func(t *testing.T) {
-			again, err := DecodeReply(r.Encode())
+			again, err := boundary.DecodeReply(r.Encode())
 			if err != nil || !reflect.DeepEqual(again, r) {
 				t.Errorf("%+v, %v", again, err)
 			}
@@ -206,7 +209,7 @@ func TestReplyThatIsNoneIsInternal(t *testing.T) {
 		"a field with no NUL": []byte("bindgate=1\x00status=ok\x00end="),
 	} {
 		t.Run(name, func(t *testing.T) {
-			if r, err := DecodeReply(data); r != nil || code(err) != Internal {
+			if r, err := boundary.DecodeReply(data); r != nil || code(err) != Internal {
 				t.Errorf("%+v, %v", r, err)
 			} else {
 				checkLine(t, err)
@@ -224,7 +227,7 @@ func TestReplyWithoutAStatusIsNoSuccess(t *testing.T) {
 		"an error's blocks": raw("bindgate=1", "status=error", "code=busy", "mount=/a", "end="),
 	} {
 		t.Run(name, func(t *testing.T) {
-			if r, err := DecodeReply(data); err != nil || r.Err == nil || r.Err.Code.Exit() == 0 {
+			if r, err := boundary.DecodeReply(data); err != nil || r.Err == nil || r.Err.Code.Exit() == 0 {
 				t.Errorf("%+v, %v", r, err)
 			}
 		})
@@ -245,7 +248,7 @@ func TestPrintable(t *testing.T) {
 
 func TestQuoteIsShortASCII(t *testing.T) {
 	for _, s := range []string{strings.Repeat("x", 1<<20), strings.Repeat("\x1b", 1000), strings.Repeat("é", 33), "\xff\n\u0085"} {
-		if q := quote(s); len(q) > 64*4+2 || !utf8.ValidString(q) || strings.ContainsFunc(q, func(r rune) bool { return r < 0x20 || r > 0x7e }) {
+		if q := Quote(s); len(q) > 64*4+2 || !utf8.ValidString(q) || strings.ContainsFunc(q, func(r rune) bool { return r < 0x20 || r > 0x7e }) {
 			t.Errorf("%q", q)
 		}
 	}
@@ -260,7 +263,7 @@ func FuzzDecodeReply(f *testing.F) {
 		f.Add([]byte(s))
 	}
 	f.Fuzz(func(t *testing.T, data []byte) {
-		r, err := DecodeReply(data)
+		r, err := boundary.DecodeReply(data)
 		if err != nil {
 			if r != nil || code(err) != Internal {
 				t.Errorf("%+v, %v", r, err)
@@ -268,7 +271,7 @@ func FuzzDecodeReply(f *testing.F) {
 			checkLine(t, err)
 			return
 		}
-		again, err := DecodeReply(r.Encode())
+		again, err := boundary.DecodeReply(r.Encode())
 		if err != nil || !reflect.DeepEqual(again.Err, r.Err) || r.Err == nil && !reflect.DeepEqual(again, r) {
 			t.Errorf("%+v is %+v the second time, and %v", r, again, err)
 		}

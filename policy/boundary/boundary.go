@@ -45,7 +45,7 @@ func (h *Helper) Call(ctx context.Context, r *wire.Request) (*wire.Reply, error)
 		send = h.dial
 	}
 	began := time.Now()
-	data, how, err := send(ctx, r.Encode())
+	data, how, err := send(ctx, Encode(r))
 	switch {
 	case errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded):
 		return nil, abandoned(ctx, r.Op, time.Since(began))
@@ -56,7 +56,7 @@ func (h *Helper) Call(ctx context.Context, r *wire.Request) (*wire.Reply, error)
 	case len(data) == 0:
 		return nil, wire.Errorf(wire.Internal, "helper", "cannot do %s: the helper ended without an answer (%s)", r.Op, how())
 	}
-	reply, err := wire.DecodeReply(data)
+	reply, err := DecodeReply(data)
 	if err != nil {
 		e := *wire.AsError(err)
 		e.Message += " (" + how() + ")"

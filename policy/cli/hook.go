@@ -15,6 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/bindgate/bindgate/conf"
+	"github.com/bindgate/bindgate/policy/boundary"
 	"github.com/bindgate/bindgate/policy/hook"
 	"github.com/bindgate/bindgate/policy/spec"
 	"github.com/bindgate/bindgate/wire"
@@ -198,7 +199,7 @@ func (a *app) precreateList(cmd *cobra.Command) error {
 	if err != nil || list == nil {
 		return err
 	}
-	_, err = a.Out.Write(list.Encode())
+	_, err = a.Out.Write(boundary.Encode(list))
 	return written(err)
 }
 

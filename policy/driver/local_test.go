@@ -8,13 +8,14 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/bindgate/bindgate/policy/boundary"
 	"github.com/bindgate/bindgate/wire"
 )
 
 // helper answers as told, after the request went through the wire and was found good.
 func helper(t *testing.T, asked *wire.Request, reply *wire.Reply, err error) *Local {
 	return NewLocal(func(_ context.Context, req *wire.Request) (*wire.Reply, error) {
-		got, bad := wire.DecodeRequest(req.Encode())
+		got, bad := wire.DecodeRequest(boundary.Encode(req))
 		if bad != nil {
 			t.Errorf("the helper would refuse it: %v", bad)
 			return nil, bad

@@ -17,6 +17,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/bindgate/bindgate/policy/boundary"
 	"github.com/bindgate/bindgate/policy/config"
 	"github.com/bindgate/bindgate/policy/driver"
 	"github.com/bindgate/bindgate/policy/spec"
@@ -240,7 +241,7 @@ func (w *world) mounted(t *testing.T) []string {
 // helper is the privileged side: attaching writes a ledger, and believes everything.
 func (w *world) helper(ctx context.Context, r *wire.Request) (*wire.Reply, error) {
 	// What lifecycle sends must be a request that the helper would accept.
-	if _, err := wire.DecodeRequest(r.Encode()); err != nil {
+	if _, err := wire.DecodeRequest(boundary.Encode(r)); err != nil {
 		return nil, wire.Errorf(wire.Internal, "test", "malformed request: %v", err)
 	}
 	call := strings.TrimSpace("helper " + r.Op + " " + r.Owner + " " + r.Container)
@@ -266,7 +267,7 @@ func (w *world) helper(ctx context.Context, r *wire.Request) (*wire.Reply, error
 	if err := w.done(call); err != nil {
 		return nil, err
 	}
-	return wire.DecodeReply(reply.Encode())
+	return boundary.DecodeReply(reply.Encode())
 }
 
 type ledgerEntry struct {

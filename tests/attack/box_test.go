@@ -19,6 +19,7 @@ import (
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 
+	"github.com/bindgate/bindgate/policy/boundary"
 	"github.com/bindgate/bindgate/tests/harness"
 	"github.com/bindgate/bindgate/wire"
 )
@@ -244,8 +245,8 @@ func (h *boxHost) detach(pid int, lazy bool, paths ...string) *wire.Reply {
 // as sends a request as somebody else.
 func (h *boxHost) as(user harness.User, r *wire.Request) *wire.Reply {
 	h.t.Helper()
-	res := h.HelperRaw(user, r.Encode())
-	reply, err := wire.DecodeReply([]byte(res.Stdout))
+	res := h.HelperRaw(user, boundary.Encode(r))
+	reply, err := boundary.DecodeReply([]byte(res.Stdout))
 	h.must(err)
 	want := 0
 	if reply.Err != nil {

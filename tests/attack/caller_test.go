@@ -22,6 +22,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/bindgate/bindgate/policy/boundary"
 	"github.com/bindgate/bindgate/tests/harness"
 	"github.com/bindgate/bindgate/wire"
 )
@@ -276,7 +277,7 @@ func callerFilter(fakes []callerFake, notify bool) (listener int, err error) {
 
 // callerEncode is the request to make a local volume: what most attacks here ask for, since it needs no container and leaves a trace.
 func callerCreate(name string) []byte {
-	return (&wire.Request{Op: wire.OpCreateVolume, Name: name}).Encode()
+	return boundary.Encode(&wire.Request{Op: wire.OpCreateVolume, Name: name})
 }
 
 // callerHas reports whether there is a local volume.
@@ -288,7 +289,7 @@ func callerHas(h *harness.Host, name string) bool {
 // callerReply decodes what the helper said, and fails the test if the exit status is not that of the reply's code.
 func callerReply(t *testing.T, r harness.Result) *wire.Reply {
 	t.Helper()
-	reply, err := wire.DecodeReply([]byte(r.Stdout))
+	reply, err := boundary.DecodeReply([]byte(r.Stdout))
 	if err != nil {
 		t.Fatalf("%v: %v", err, r)
 	}
@@ -609,7 +610,7 @@ func TestT02_ArgumentsAndEnvironmentAreRefused(t *testing.T) {
 			}
 		}
 		// Root's environment is dropped: the same answer, byte by byte.
-		request := (&wire.Request{Op: wire.OpListVolumes}).Encode()
+		request := boundary.Encode(&wire.Request{Op: wire.OpListVolumes})
 		var answers []string
 		for _, env := range [][]string{{}, {"TZ=/etc/shadow", "GODEBUG=gctrace=1", "GOMEMLIMIT=1", "INVOCATION_ID=1"}} {
 			cmd := h.Command(harness.User{}, h.HelperPath())
@@ -662,7 +663,7 @@ func callerHeld(t *testing.T, h *harness.Host, cmd *exec.Cmd, request []byte) (r
 func callerLong(r *wire.Request) []byte {
 	r.Directory = "/" + strings.Repeat("./", 2040)
 	r.Sandbox = r.Directory
-	return r.Encode()
+	return boundary.Encode(r)
 }
 
 // callerFDs returns what the descriptors of a process refer to, and their flags.
@@ -705,7 +706,7 @@ func TestT03_DescriptorsOfTheCaller(t *testing.T) {
 				}
 			}
 			for _, request := range []*wire.Request{callerAttach(h, c, "data", at), callerDetach(c)} {
-				r := callerRun(h, callerCommand(t, h, callerPlan{Close: closed}), request.Encode())
+				r := callerRun(h, callerCommand(t, h, callerPlan{Close: closed}), boundary.Encode(request))
 				switch {
 				case mask&1 != 0: // nothing was asked
 					r.Exits(t, wire.InvalidRequest.Exit())
@@ -752,7 +753,7 @@ func TestT03_DescriptorsOfTheCaller(t *testing.T) {
 			}
 			rest()
 			callerCheck(t, cmd.Wait())
-			callerSucceeded(t, h.HelperRaw(callerPolicy, callerDetach(c).Encode()))
+			callerSucceeded(t, h.HelperRaw(callerPolicy, boundary.Encode(callerDetach(c))))
 		}
 		if offset, _ := secret.Seek(0, io.SeekCurrent); offset != 0 || h.ReadFile(record) != before {
 			t.Errorf("the descriptor that the caller was handed was used: offset %d, %q", offset, h.ReadFile(record))
@@ -772,7 +773,7 @@ func TestT03_DescriptorsOfTheCaller(t *testing.T) {
 		request.Directory = sandbox
 		outcomes := map[string]int{}
 		for fill := 256 - 40; fill <= 256; fill++ {
-			r := callerRun(h, callerCommand(t, h, callerPlan{Fill: fill - 3, Limits: map[int][2]uint64{unix.RLIMIT_NOFILE: {256, 256}}}), request.Encode())
+			r := callerRun(h, callerCommand(t, h, callerPlan{Fill: fill - 3, Limits: map[int][2]uint64{unix.RLIMIT_NOFILE: {256, 256}}}), boundary.Encode(request))
 			outcomes[callerOutcome(r)]++
 			mounted := len(c.Mountinfo(sandbox)) > 0
 			if mounted != (r.Exit == 0) {
@@ -784,8 +785,8 @@ func TestT03_DescriptorsOfTheCaller(t *testing.T) {
 			if _, err := os.Lstat(filepath.Join(sandbox, "made")); (err == nil) != mounted {
 				t.Errorf("%d descriptors: mounted: %v, what was made for it: %v: %v", fill, mounted, err, r)
 			}
-			callerSucceeded(t, h.HelperRaw(callerPolicy, (&wire.Request{Op: wire.OpSweep, Owner: "default"}).Encode()))
-			callerSucceeded(t, h.HelperRaw(callerPolicy, callerDetach(c).Encode()))
+			callerSucceeded(t, h.HelperRaw(callerPolicy, boundary.Encode(&wire.Request{Op: wire.OpSweep, Owner: "default"})))
+			callerSucceeded(t, h.HelperRaw(callerPolicy, boundary.Encode(callerDetach(c))))
 			os.RemoveAll(filepath.Join(sandbox, "made"))
 		}
 		t.Logf("outcomes: %v", outcomes)

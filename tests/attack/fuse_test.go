@@ -12,6 +12,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/bindgate/bindgate/policy/boundary"
 	"github.com/bindgate/bindgate/tests/harness"
 	"github.com/bindgate/bindgate/wire"
 )
@@ -220,7 +221,7 @@ func TestT11_SourceOnFUSE(t *testing.T) {
 		h.HelperTOML("[[source]]\npath = \"" + dir + "\"\nallow_fuse = true\n" + harness.DefaultHelperTOML)
 		hung := make(chan harness.Result)
 		go func() {
-			hung <- h.HelperRaw(srcCaller, srcRequest(c.Pid(), dir+"/volume", "/data").Encode())
+			hung <- h.HelperRaw(srcCaller, boundary.Encode(srcRequest(c.Pid(), dir+"/volume", "/data")))
 		}()
 		for q := range f.asked {
 			if q == "lookup of volume" {
@@ -240,7 +241,7 @@ func TestT11_SourceOnFUSE(t *testing.T) {
 		}
 		f.release()
 		got := <-hung
-		reply, err := wire.DecodeReply([]byte(got.Stdout))
+		reply, err := boundary.DecodeReply([]byte(got.Stdout))
 		if err != nil || reply.Err == nil || reply.Err.Code != wire.SourceForbidden || got.Exit != 77 {
 			t.Errorf("after the server failed it: %v", got)
 		}
@@ -259,7 +260,7 @@ func TestT11_Deadline(t *testing.T) {
 		t.Cleanup(func() { unix.Unmount(dir, unix.MNT_DETACH) })
 		h.HelperTOML("[[source]]\npath = \"" + dir + "\"\nallow_fuse = true\n" + harness.DefaultHelperTOML)
 		cmd := h.Command(srcCaller, h.HelperPath())
-		cmd.Stdin = strings.NewReader(string(srcRequest(c.Pid(), dir+"/volume", "/data").Encode()))
+		cmd.Stdin = strings.NewReader(string(boundary.Encode(srcRequest(c.Pid(), dir+"/volume", "/data"))))
 		out, err := cmd.StdoutPipe()
 		srcCheck(t, err)
 		srcCheck(t, cmd.Start())
@@ -276,7 +277,7 @@ func TestT11_Deadline(t *testing.T) {
 		}
 		f.release()
 		cmd.Wait()
-		if reply, err := wire.DecodeReply(data); err != nil || reply.Err == nil || reply.Err.Code != wire.Timeout || cmd.ProcessState.ExitCode() != 75 {
+		if reply, err := boundary.DecodeReply(data); err != nil || reply.Err == nil || reply.Err.Code != wire.Timeout || cmd.ProcessState.ExitCode() != 75 {
 			t.Errorf("%q, %v", data, cmd.ProcessState)
 		}
 		srcUnmounted(t, c, "/data")

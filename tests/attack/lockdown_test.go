@@ -21,6 +21,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/bindgate/bindgate/policy/boundary"
 	"github.com/bindgate/bindgate/state"
 	"github.com/bindgate/bindgate/tests/harness"
 	"github.com/bindgate/bindgate/wire"
@@ -29,7 +30,7 @@ import (
 // callerOutcome names how a run of the helper ended: exit status and error code.
 func callerOutcome(r harness.Result) string {
 	o := "exit " + strconv.Itoa(r.Exit)
-	if reply, err := wire.DecodeReply([]byte(r.Stdout)); err == nil && reply.Err != nil {
+	if reply, err := boundary.DecodeReply([]byte(r.Stdout)); err == nil && reply.Err != nil {
 		o += " " + string(reply.Err.Code)
 	}
 	return o
@@ -100,7 +101,7 @@ func TestT04_ResourceLimits(t *testing.T) {
 			{"AS 2G", limits{unix.RLIMIT_AS: {2 << 30, 2 << 30}}, starved, callerPlan{}},
 		} {
 			x.plan.Limits, x.plan.Dir = x.limits, cwd
-			r := callerRun(h, callerCommand(t, h, x.plan), callerAttach(h, c, "data", at).Encode())
+			r := callerRun(h, callerCommand(t, h, x.plan), boundary.Encode(callerAttach(h, c, "data", at)))
 			if o := callerOutcome(r); !slices.Contains(x.want, o) {
 				t.Errorf("%s: %s, want one of %q", x.name, o, x.want)
 			} else {
@@ -117,7 +118,7 @@ func TestT04_ResourceLimits(t *testing.T) {
 		outcomes := map[string]int{}
 		for i := range 4 {
 			used := time.Second - time.Duration(i)*2*time.Millisecond
-			r := callerRun(h, callerCommand(t, h, callerPlan{Burn: used, Limits: limits{unix.RLIMIT_CPU: {1, 1}}, Dir: cwd}), callerAttach(h, c, "data", at).Encode())
+			r := callerRun(h, callerCommand(t, h, callerPlan{Burn: used, Limits: limits{unix.RLIMIT_CPU: {1, 1}}, Dir: cwd}), boundary.Encode(callerAttach(h, c, "data", at)))
 			outcomes[callerOutcome(r)]++
 			if r.Exit != 0 && r.Exit != 128+int(unix.SIGKILL) && r.Exit != 128+int(unix.SIGXCPU) {
 				t.Errorf("%v", r)
@@ -126,7 +127,7 @@ func TestT04_ResourceLimits(t *testing.T) {
 				callerSettled(t, h, c, at, "processor time", r)
 				continue
 			}
-			callerSucceeded(t, h.HelperRaw(callerPolicy, (&wire.Request{Op: wire.OpSweep, Owner: "default"}).Encode()))
+			callerSucceeded(t, h.HelperRaw(callerPolicy, boundary.Encode(&wire.Request{Op: wire.OpSweep, Owner: "default"})))
 			callerSettled(t, h, c, at, "processor time", r)
 		}
 		t.Logf("outcomes: %v", outcomes)
@@ -143,8 +144,8 @@ func callerSettled(t *testing.T, h *harness.Host, c *harness.Container, at, name
 	if r.Exit == 0 && !mounted || r.Exit >= 64 && r.Exit < 128 && (mounted || len(records) > 0) {
 		t.Fatalf("%s: mounted: %v, records: %v: %v", name, mounted, records, r)
 	}
-	callerSucceeded(t, h.HelperRaw(callerPolicy, (&wire.Request{Op: wire.OpSweep, Owner: "default"}).Encode()))
-	callerSucceeded(t, h.HelperRaw(callerPolicy, callerDetach(c).Encode()))
+	callerSucceeded(t, h.HelperRaw(callerPolicy, boundary.Encode(&wire.Request{Op: wire.OpSweep, Owner: "default"})))
+	callerSucceeded(t, h.HelperRaw(callerPolicy, boundary.Encode(callerDetach(c))))
 	if mounted, records := c.Mountinfo(at), callerLedger(t, h); len(mounted) > 0 || len(records) > 0 {
 		t.Fatalf("%s: after sweep and detach: %q, records %v", name, mounted, records)
 	}
@@ -325,7 +326,7 @@ func TestT05_SignalsTimersAndPipes(t *testing.T) {
 		// These two wait for the deadlines, and are judged last. One sends half a request. The other does not read its reply while its work hangs (here:
 		// for a lock that is held), so that the deadline cannot be told to anybody.
 		request, stalled := callerPipe(t, false)
-		_, err := stalled.Write(attach.Encode()[:20])
+		_, err := stalled.Write(boundary.Encode(attach)[:20])
 		callerCheck(t, err)
 		loris := h.Command(callerPolicy, h.HelperPath())
 		loris.Stdin, loris.Stdout = request, new(bytes.Buffer)
@@ -389,7 +390,7 @@ func TestT05_SignalsTimersAndPipes(t *testing.T) {
 			done()
 			callerSucceeded(t, callerEnd(t, cmd))
 			callerAudited(t, h, "event", "done", "op", "attach")
-			callerSucceeded(t, h.HelperRaw(callerPolicy, detach.Encode()))
+			callerSucceeded(t, h.HelperRaw(callerPolicy, boundary.Encode(detach)))
 		})
 
 		t.Run("timer", func(t *testing.T) {
@@ -405,7 +406,7 @@ func TestT05_SignalsTimersAndPipes(t *testing.T) {
 			}
 			rest()
 			callerSucceeded(t, callerEnd(t, cmd))
-			callerSucceeded(t, h.HelperRaw(callerPolicy, detach.Encode()))
+			callerSucceeded(t, h.HelperRaw(callerPolicy, boundary.Encode(detach)))
 
 			// A timer that goes off all the time may end it before it began; no signal does after that.
 			outcomes := map[string]int{}
@@ -441,7 +442,7 @@ func TestT05_SignalsTimersAndPipes(t *testing.T) {
 			if _, err := os.Lstat(record); err == nil {
 				t.Fatal("the naive way recorded what it did")
 			}
-			broken(h.Command(callerPolicy, h.HelperPath()), attach.Encode()).Exits(t, wire.Timeout.Exit()) // nobody asks any more: nothing is begun
+			broken(h.Command(callerPolicy, h.HelperPath()), boundary.Encode(attach)).Exits(t, wire.Timeout.Exit()) // nobody asks any more: nothing is begun
 			if len(c.Mountinfo(at)) != 0 || len(callerLedger(t, h)) != 0 {
 				t.Errorf("mounts %q, records %v", c.Mountinfo(at), callerLedger(t, h))
 			}
@@ -453,11 +454,11 @@ func TestT05_SignalsTimersAndPipes(t *testing.T) {
 			cmd.Stdout = new(bytes.Buffer)
 			rest := callerHeld(t, h, cmd, callerLong(callerAttach(h, c, "data", at)))
 			// The same container is served meanwhile.
-			callerSucceeded(t, h.HelperRaw(callerPolicy, callerAttach(h, c, "data", other).Encode()))
-			callerSucceeded(t, h.HelperRaw(callerPolicy, detach.Encode()))
+			callerSucceeded(t, h.HelperRaw(callerPolicy, boundary.Encode(callerAttach(h, c, "data", other))))
+			callerSucceeded(t, h.HelperRaw(callerPolicy, boundary.Encode(detach)))
 			rest()
 			callerSucceeded(t, callerEnd(t, cmd))
-			callerSucceeded(t, h.HelperRaw(callerPolicy, detach.Encode()))
+			callerSucceeded(t, h.HelperRaw(callerPolicy, boundary.Encode(detach)))
 		})
 
 		t.Run("unread reply", func(t *testing.T) {
@@ -465,7 +466,7 @@ func TestT05_SignalsTimersAndPipes(t *testing.T) {
 			read, write := callerPipe(t, true)
 			audited := callerWatch(t, h.AuditLog(), unix.IN_MODIFY)
 			cmd := h.Command(callerPolicy, h.HelperPath())
-			cmd.Stdin, cmd.Stdout = bytes.NewReader(attach.Encode()), write
+			cmd.Stdin, cmd.Stdout = bytes.NewReader(boundary.Encode(attach)), write
 			callerCheck(t, cmd.Start())
 			for n := 0; n < 1; {
 				audited()
@@ -476,7 +477,7 @@ func TestT05_SignalsTimersAndPipes(t *testing.T) {
 			}
 			// What it did stands, and it holds nobody up. HOLE: it keeps its descriptors of the volume beyond the audit line,
 			// so the mount is busy until the reply is read.
-			callerSucceeded(t, h.HelperRaw(callerPolicy, detach.Encode()))
+			callerSucceeded(t, h.HelperRaw(callerPolicy, boundary.Encode(detach)))
 			if callerZombie(cmd.Process.Pid) {
 				t.Error("it did not wait for its reader")
 			}
@@ -790,7 +791,7 @@ func TestT06_NoHandOnTheHelper(t *testing.T) {
 		read, write := callerPipe(t, true)
 		audited := callerWatch(t, h.AuditLog(), unix.IN_MODIFY)
 		cmd = callerCommand(t, h, callerPlan{Dir: cwd, Limits: unlimited})
-		cmd.Stdin, cmd.Stdout = bytes.NewReader(callerDetach(c).Encode()), write
+		cmd.Stdin, cmd.Stdout = bytes.NewReader(boundary.Encode(callerDetach(c))), write
 		callerCheck(t, cmd.Start())
 		audited()
 		callerUntouchable(t, h, "reply", cmd.Process.Pid)

@@ -12,6 +12,7 @@ import (
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 
+	"github.com/bindgate/bindgate/policy/boundary"
 	"github.com/bindgate/bindgate/tests/harness"
 	"github.com/bindgate/bindgate/wire"
 )
@@ -446,11 +447,11 @@ func TestT20_MadeUpProc(t *testing.T) {
 		// A caller in a namespace of its own, where /proc is what it likes: there the setuid bit has no effect, and nothing happens.
 		request := h.request(c.target, "/data")
 		request.Container = "forged"
-		h.WriteFile(h.Path("tmp/request"), string(request.Encode()), 0o644)
+		h.WriteFile(h.Path("tmp/request"), string(boundary.Encode(request)), 0o644)
 		for _, script := range []string{"true", "mount -t tmpfs p /proc; mkdir -p /proc/self/fd"} {
 			cmd := h.Command(boxPolicy, "unshare", "-Urm", "/bin/sh", "-c", script+"; exec env -i "+h.HelperPath()+" < "+h.Path("tmp/request"))
 			res := h.Do(cmd)
-			reply, err := wire.DecodeReply([]byte(res.Stdout))
+			reply, err := boundary.DecodeReply([]byte(res.Stdout))
 			if err != nil || reply.Err == nil || !slices.Contains([]wire.Code{wire.Config, wire.System, wire.NamespaceHost}, reply.Err.Code) || res.Exit != reply.Err.Code.Exit() {
 				t.Errorf("in a user namespace: %v", res)
 			}

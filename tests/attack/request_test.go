@@ -17,6 +17,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/bindgate/bindgate/policy/boundary"
 	"github.com/bindgate/bindgate/tests/harness"
 	"github.com/bindgate/bindgate/wire"
 )
@@ -254,7 +255,7 @@ func TestT28_IdsAreFileNames(t *testing.T) {
 		path := func(i int) string { return h.Mkdir(filepath.Join(h.HostPaths(), "m"+strconv.Itoa(i)), 0o755) }
 		for i, n := range names {
 			request := &wire.Request{Op: wire.OpAttach, Owner: n.owner, Container: n.id, PID: c.Pid(), Mounts: []wire.Mount{{Path: path(i), Source: mounts[0].Source, Mode: wire.ModeRO}}}
-			callerSucceeded(t, h.HelperRaw(callerPolicy, request.Encode()))
+			callerSucceeded(t, h.HelperRaw(callerPolicy, boundary.Encode(request)))
 		}
 		entries := 0
 		all, err := os.ReadDir(h.Ledger())
@@ -269,12 +270,12 @@ func TestT28_IdsAreFileNames(t *testing.T) {
 		}
 		for i, n := range names {
 			query := &wire.Request{Op: wire.OpQuery, Owner: n.owner, Container: n.id}
-			if reply := callerSucceeded(t, h.HelperRaw(callerPolicy, query.Encode())); len(reply.Blocks) != 1 || reply.Blocks[0].Get("mount") != path(i) {
+			if reply := callerSucceeded(t, h.HelperRaw(callerPolicy, boundary.Encode(query))); len(reply.Blocks) != 1 || reply.Blocks[0].Get("mount") != path(i) {
 				t.Errorf("%v sees %v", n, reply.Blocks)
 			}
 		}
 		for i, n := range names {
-			callerSucceeded(t, h.HelperRaw(callerPolicy, (&wire.Request{Op: wire.OpDetach, Owner: n.owner, Container: n.id}).Encode()))
+			callerSucceeded(t, h.HelperRaw(callerPolicy, boundary.Encode(&wire.Request{Op: wire.OpDetach, Owner: n.owner, Container: n.id})))
 			for j := range names {
 				want := 1
 				if j <= i {
@@ -334,7 +335,7 @@ func TestT30_LogInjection(t *testing.T) {
 			source := h.Mkdir(filepath.Join(h.Sources(), e), 0o755)
 			target := h.Mkdir(filepath.Join(h.HostPaths(), strconv.Itoa(i)+e), 0o755)
 			request := &wire.Request{Op: wire.OpAttach, Owner: "o", Container: "c", PID: c.Pid(), Mounts: []wire.Mount{{Path: target, Source: source, Mode: wire.ModeRO}}}
-			callerSucceeded(t, h.HelperRaw(callerPolicy, request.Encode()))
+			callerSucceeded(t, h.HelperRaw(callerPolicy, boundary.Encode(request)))
 			decisions(2)
 			lines := callerAudit(t, h)
 			for j, key := range []string{"intent", "done"} {
@@ -404,7 +405,7 @@ func TestT32_Floods(t *testing.T) {
 			for i := range n {
 				r.Mounts = append(r.Mounts, wire.Mount{Path: path(from + i), Source: filepath.Join(h.Volumes(), "data"), Mode: wire.ModeRO})
 			}
-			return r.Encode()
+			return boundary.Encode(r)
 		}
 		mounted := func(c *harness.Container) int { return len(c.Mountinfo(h.HostPaths())) }
 
@@ -428,7 +429,7 @@ func TestT32_Floods(t *testing.T) {
 			t.Errorf("%d mounts, want 6", n)
 		}
 		for _, id := range []string{"c", "other"} {
-			callerSucceeded(t, h.HelperRaw(callerPolicy, (&wire.Request{Op: wire.OpDetach, Owner: "default", Container: id}).Encode()))
+			callerSucceeded(t, h.HelperRaw(callerPolicy, boundary.Encode(&wire.Request{Op: wire.OpDetach, Owner: "default", Container: id})))
 		}
 
 		// A thousand at once, for one place in one container, while another is served.
@@ -442,7 +443,7 @@ func TestT32_Floods(t *testing.T) {
 				for i := range work {
 					data := request(c, "id"+strconv.Itoa(i%10), i%8, 1)
 					if i%5 == 0 {
-						data = (&wire.Request{Op: wire.OpDetach, Owner: "default", Container: "id" + strconv.Itoa(i/5%10), Lazy: true}).Encode()
+						data = boundary.Encode(&wire.Request{Op: wire.OpDetach, Owner: "default", Container: "id" + strconv.Itoa(i/5%10), Lazy: true})
 					} else if i%5 == 1 {
 						data = callerRaw("op=attach", "owner=o", "container=c", "pid=1", "mount=/a", "source=/x", "mode=ro")
 					}
@@ -464,7 +465,7 @@ func TestT32_Floods(t *testing.T) {
 			work <- i
 			if i%250 == 100 { // in the middle of it
 				callerSucceeded(t, h.HelperRaw(callerPolicy, request(d, "d", 200, 1)))
-				callerSucceeded(t, h.HelperRaw(callerPolicy, (&wire.Request{Op: wire.OpDetach, Owner: "default", Container: "d"}).Encode()))
+				callerSucceeded(t, h.HelperRaw(callerPolicy, boundary.Encode(&wire.Request{Op: wire.OpDetach, Owner: "default", Container: "d"})))
 			}
 		}
 		close(work)
@@ -479,7 +480,7 @@ func TestT32_Floods(t *testing.T) {
 			t.Errorf("%d mounts, the limit is 6", n)
 		}
 		// Nothing leaks: what is recorded is what is mounted, and it can be detached.
-		blocks := callerSucceeded(t, h.HelperRaw(callerPolicy, (&wire.Request{Op: wire.OpQuery, Owner: "default"}).Encode())).Blocks
+		blocks := callerSucceeded(t, h.HelperRaw(callerPolicy, boundary.Encode(&wire.Request{Op: wire.OpQuery, Owner: "default"}))).Blocks
 		alive := 0
 		for _, b := range blocks {
 			if b.Get("alive") == "1" {
@@ -490,9 +491,9 @@ func TestT32_Floods(t *testing.T) {
 			t.Errorf("%d on record, %d mounted", alive, mounted(c))
 		}
 		for i := range 10 {
-			callerSucceeded(t, h.HelperRaw(callerPolicy, (&wire.Request{Op: wire.OpDetach, Owner: "default", Container: "id" + strconv.Itoa(i)}).Encode()))
+			callerSucceeded(t, h.HelperRaw(callerPolicy, boundary.Encode(&wire.Request{Op: wire.OpDetach, Owner: "default", Container: "id" + strconv.Itoa(i)})))
 		}
-		callerSucceeded(t, h.HelperRaw(callerPolicy, (&wire.Request{Op: wire.OpSweep, Owner: "default"}).Encode()))
+		callerSucceeded(t, h.HelperRaw(callerPolicy, boundary.Encode(&wire.Request{Op: wire.OpSweep, Owner: "default"})))
 		if records := callerLedger(t, h); len(records) > 0 || mounted(c) > 0 {
 			t.Errorf("left: records %v, %d mounts", records, mounted(c))
 		}
@@ -512,26 +513,26 @@ func TestT32_LargeLedger(t *testing.T) {
 		callerSucceeded(t, h.HelperRaw(callerPolicy, callerCreate("data")))
 		c := h.SharedRoot(harness.SharedRootOptions{ID: "c"})
 		at := h.Mkdir(filepath.Join(h.HostPaths(), "at"), 0o755)
-		callerSucceeded(t, h.HelperRaw(callerPolicy, callerAttach(h, c, "data", at).Encode()))
+		callerSucceeded(t, h.HelperRaw(callerPolicy, boundary.Encode(callerAttach(h, c, "data", at))))
 		callerFillLedger(t, h, 10_000)
-		callerSucceeded(t, h.HelperRaw(callerPolicy, callerDetach(c).Encode()))
-		callerSucceeded(t, h.HelperRaw(callerPolicy, callerAttach(h, c, "data", at).Encode()))
-		query := callerSucceeded(t, h.HelperRaw(callerPolicy, (&wire.Request{Op: wire.OpQuery, Owner: "default", Container: "c"}).Encode()))
+		callerSucceeded(t, h.HelperRaw(callerPolicy, boundary.Encode(callerDetach(c))))
+		callerSucceeded(t, h.HelperRaw(callerPolicy, boundary.Encode(callerAttach(h, c, "data", at))))
+		query := callerSucceeded(t, h.HelperRaw(callerPolicy, boundary.Encode(&wire.Request{Op: wire.OpQuery, Owner: "default", Container: "c"})))
 		if len(query.Blocks) != 1 {
 			t.Errorf("query: %v", query.Blocks)
 		}
-		query = callerSucceeded(t, h.HelperRaw(callerPolicy, (&wire.Request{Op: wire.OpQuery, Owner: "default"}).Encode()))
+		query = callerSucceeded(t, h.HelperRaw(callerPolicy, boundary.Encode(&wire.Request{Op: wire.OpQuery, Owner: "default"})))
 		if len(query.Blocks) != 1 {
 			t.Errorf("query of all: %d", len(query.Blocks))
 		}
 		// Root finds it although it did not attach it.
-		callerSucceeded(t, h.HelperRaw(harness.User{}, callerDetach(c).Encode()))
+		callerSucceeded(t, h.HelperRaw(harness.User{}, boundary.Encode(callerDetach(c))))
 		callerRefused(t, h.HelperRaw(callerPolicy, callerRaw("op=detach", "owner=default", "container=c", "mount="+at)), wire.NotFound)
 		callerRefused(t, h.HelperRaw(callerPolicy, callerRaw("op=remove-volume", "name=none")), wire.VolumeNotFound)
 		callerSucceeded(t, h.HelperRaw(callerPolicy, callerRaw("op=remove-volume", "name=data")))
 		// All of them are of namespaces that are gone, and another's: they are looked at, and stay. HOLE: sweep reads the whole folder once for each record, and does not
 		// get done before its deadline.
-		callerSucceeded(t, h.HelperRaw(callerPolicy, (&wire.Request{Op: wire.OpSweep, Owner: "default"}).Encode()))
+		callerSucceeded(t, h.HelperRaw(callerPolicy, boundary.Encode(&wire.Request{Op: wire.OpSweep, Owner: "default"})))
 		if n := len(callerLedger(t, h)); n != 10_000 {
 			t.Errorf("%d records", n)
 		}

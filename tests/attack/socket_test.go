@@ -11,6 +11,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/bindgate/bindgate/policy/boundary"
 	"github.com/bindgate/bindgate/tests/harness"
 	"github.com/bindgate/bindgate/wire"
 )
@@ -62,7 +63,7 @@ func (l *boxListener) over(user harness.User, r *wire.Request) *wire.Reply {
 	h := l.h
 	h.t.Helper()
 	file := h.Path("tmp/request")
-	h.WriteFile(file, string(r.Encode()), 0o644)
+	h.WriteFile(file, string(boundary.Encode(r)), 0o644)
 	exit := make(chan int)
 	go func() { exit <- l.serve() }()
 	res := h.Do(h.nnp(user, h.Box, "dial", l.Path, file)).OK(h.t)
@@ -70,7 +71,7 @@ func (l *boxListener) over(user harness.User, r *wire.Request) *wire.Reply {
 	if err != nil {
 		h.t.Fatalf("%v: %v", err, res)
 	}
-	reply, err := wire.DecodeReply([]byte(text))
+	reply, err := boundary.DecodeReply([]byte(text))
 	if err != nil {
 		h.t.Fatalf("%v: %v", err, res)
 	}
@@ -90,10 +91,10 @@ func TestSocket_NoNewPrivs(t *testing.T) {
 		c := h.Container(harness.ContainerOptions{ID: "c"})
 		res := h.Do(func() *exec.Cmd {
 			cmd := h.nnp(boxPolicy, h.HelperPath())
-			cmd.Stdin = strings.NewReader(string(h.request(c.Pid(), "/data").Encode()))
+			cmd.Stdin = strings.NewReader(string(boundary.Encode(h.request(c.Pid(), "/data"))))
 			return cmd
 		}())
-		reply, err := wire.DecodeReply([]byte(res.Stdout))
+		reply, err := boundary.DecodeReply([]byte(res.Stdout))
 		if err != nil || reply.Err == nil || reply.Err.Code != wire.Config || res.Exit != 78 || !strings.Contains(reply.Err.Message+reply.Err.Hint, "no_new_privs") {
 			t.Errorf("by setuid: %v", res)
 		}
@@ -146,7 +147,7 @@ func TestSocket_RootsSocketOfAnOrdinaryCaller(t *testing.T) {
 		if peer, err := unix.GetsockoptUcred(pair[1], unix.SOL_SOCKET, unix.SO_PEERCRED); err != nil || peer.Uid != 0 {
 			t.Fatalf("the naive way does not take it for root's: %v %v", peer, err)
 		}
-		near.Write((&wire.Request{Op: wire.OpListVolumes}).Encode())
+		near.Write(boundary.Encode(&wire.Request{Op: wire.OpListVolumes}))
 		unix.Shutdown(pair[0], unix.SHUT_WR)
 		cmd := h.Command(boxOutsider, h.HelperPath())
 		cmd.Stdin, cmd.Stdout = far, far
@@ -154,7 +155,7 @@ func TestSocket_RootsSocketOfAnOrdinaryCaller(t *testing.T) {
 		far.Close()
 		buf := make([]byte, 4096)
 		n, _ := near.Read(buf)
-		reply, err := wire.DecodeReply(buf[:n])
+		reply, err := boundary.DecodeReply(buf[:n])
 		h.must(err)
 		boxRefused(t, "with root's socket", reply, wire.Denied)
 		if log := h.ReadFile(h.AuditLog()); !strings.Contains(log, fmt.Sprintf(`"uid":"%d"`, harness.OutsiderUID)) || strings.Contains(log, `"uid":"0"`) {
@@ -199,12 +200,12 @@ func TestSocket_CallerThatIsGone(t *testing.T) {
 					}
 					defer func() { other.Process.Kill(); other.Wait() }()
 				}
-				near.Write(h.request(c.Pid(), "/data").Encode())
+				near.Write(boundary.Encode(h.request(c.Pid(), "/data")))
 				unix.Shutdown(mine, unix.SHUT_WR)
 				l.serve()
 				buf := make([]byte, 4096)
 				n, _ := near.Read(buf)
-				reply, err := wire.DecodeReply(buf[:n])
+				reply, err := boundary.DecodeReply(buf[:n])
 				h.must(err)
 				boxRefused(t, "a caller that is gone", reply, wire.NamespaceGone, wire.Denied)
 				h.wantAt(c.Pid(), "/data", 0)

@@ -16,6 +16,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/bindgate/bindgate/policy/boundary"
 	"github.com/bindgate/bindgate/tests/harness"
 	"github.com/bindgate/bindgate/wire"
 )
@@ -156,7 +157,7 @@ func srcStep(t *testing.T, h *harness.Host, request *wire.Request, at func(made 
 	srcCheck(t, err)
 	defer os.Remove(in.Name())
 	defer in.Close()
-	in.Write(request.Encode())
+	in.Write(boundary.Encode(request))
 	in.Seek(0, 0)
 	out, err := os.CreateTemp("", "reply")
 	srcCheck(t, err)
@@ -224,7 +225,7 @@ func srcStep(t *testing.T, h *harness.Host, request *wire.Request, at func(made 
 	cmd.Process.Release()
 	data, err := os.ReadFile(out.Name())
 	srcCheck(t, err)
-	r.Reply, err = wire.DecodeReply(data)
+	r.Reply, err = boundary.DecodeReply(data)
 	if err != nil {
 		t.Fatalf("%v: exit %d: %q", err, r.Exit, data)
 	}

@@ -12,6 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/bindgate/bindgate/conf"
+	"github.com/bindgate/bindgate/policy/boundary"
 	"github.com/bindgate/bindgate/state"
 	"github.com/bindgate/bindgate/tests/harness"
 	"github.com/bindgate/bindgate/wire"
@@ -171,7 +172,7 @@ func TestT29_PlantedState(t *testing.T) {
 		c := h.SharedRoot(harness.SharedRootOptions{ID: "c"})
 		at := h.Mkdir(filepath.Join(h.HostPaths(), "at"), 0o755)
 		callerSucceeded(t, h.HelperRaw(callerPolicy, callerCreate("data")))
-		attach, detach := callerAttach(h, c, "data", at).Encode(), callerDetach(c).Encode()
+		attach, detach := boundary.Encode(callerAttach(h, c, "data", at)), boundary.Encode(callerDetach(c))
 		callerSucceeded(t, h.HelperRaw(callerPolicy, attach))
 		record := filepath.Join(h.Ledger(), callerLedger(t, h)[0]+".rec")
 		callerSucceeded(t, h.HelperRaw(callerPolicy, detach))
@@ -232,7 +233,7 @@ func TestT29_PlantedState(t *testing.T) {
 			}
 			untouched(name + " for a record")
 			// It is moved aside, and things go on.
-			swept := callerSucceeded(t, h.HelperRaw(callerPolicy, (&wire.Request{Op: wire.OpSweep, Owner: "default"}).Encode()))
+			swept := callerSucceeded(t, h.HelperRaw(callerPolicy, boundary.Encode(&wire.Request{Op: wire.OpSweep, Owner: "default"})))
 			if len(swept.Blocks) != 1 || swept.Blocks[0].Get("corrupt") != "1" {
 				t.Errorf("%s for a record: sweep says %v", name, swept.Blocks)
 			}
@@ -279,11 +280,11 @@ func TestT29_PlantedState(t *testing.T) {
 			// As a volume: neither listed nor attached nor emptied.
 			volume := filepath.Join(h.Volumes(), "planted")
 			put(volume)
-			list := callerSucceeded(t, h.HelperRaw(callerPolicy, (&wire.Request{Op: wire.OpListVolumes}).Encode()))
+			list := callerSucceeded(t, h.HelperRaw(callerPolicy, boundary.Encode(&wire.Request{Op: wire.OpListVolumes})))
 			if len(list.Blocks) != 1 && name != "folder" {
 				t.Errorf("%s for a volume: %v", name, list.Blocks)
 			}
-			if r := callerReply(t, h.HelperRaw(callerPolicy, callerAttach(h, c, "planted", at).Encode())); r.Err == nil && name != "folder" && name != "another's file" {
+			if r := callerReply(t, h.HelperRaw(callerPolicy, boundary.Encode(callerAttach(h, c, "planted", at)))); r.Err == nil && name != "folder" && name != "another's file" {
 				t.Errorf("%s for a volume: attached", name)
 			}
 			callerSucceeded(t, h.HelperRaw(callerPolicy, detach))

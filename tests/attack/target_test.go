@@ -17,6 +17,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/bindgate/bindgate/namespace"
+	"github.com/bindgate/bindgate/policy/boundary"
 	"github.com/bindgate/bindgate/tests/harness"
 	"github.com/bindgate/bindgate/wire"
 )
@@ -157,8 +158,8 @@ func srcStayIn(t *testing.T, h *harness.Host, c *harness.Container, user string,
 func srcRaw(t *testing.T, h *harness.Host, r *wire.Request, pid string, code wire.Code) {
 	t.Helper()
 	r.PID = 4242
-	res := h.HelperRaw(srcCaller, []byte(strings.Replace(string(r.Encode()), "pid=4242\x00", "pid="+pid+"\x00", 1)))
-	reply, err := wire.DecodeReply([]byte(res.Stdout))
+	res := h.HelperRaw(srcCaller, []byte(strings.Replace(string(boundary.Encode(r)), "pid=4242\x00", "pid="+pid+"\x00", 1)))
+	reply, err := boundary.DecodeReply([]byte(res.Stdout))
 	if err != nil || reply.Err == nil || reply.Err.Code != code || res.Exit != code.Exit() {
 		t.Errorf("pid=%s: want %s: %v", pid, code, res)
 	}
@@ -244,10 +245,10 @@ func TestT12_TargetIsNoContainer(t *testing.T) {
 		}
 		// Its own pid: a shell that becomes the helper.
 		r := srcRequest(4242, v, at)
-		text := strings.ReplaceAll(strings.Replace(string(r.Encode()), "pid=4242", "pid=$$", 1), "\x00", `\000`)
+		text := strings.ReplaceAll(strings.Replace(string(boundary.Encode(r)), "pid=4242", "pid=$$", 1), "\x00", `\000`)
 		own := h.Command(srcCaller, "/bin/sh", "-c", `printf "`+text+`" > "$1"; exec env -i "$0" < "$1"`, h.HelperPath(), filepath.Join(h.Path("tmp"), "own"))
 		res := h.Do(own).Exits(t, 77)
-		if reply, err := wire.DecodeReply([]byte(res.Stdout)); err != nil || reply.Err.Code != wire.NamespaceHost {
+		if reply, err := boundary.DecodeReply([]byte(res.Stdout)); err != nil || reply.Err.Code != wire.NamespaceHost {
 			t.Errorf("its own pid: %v", res)
 		}
 		if d := harness.Diff(before, h.Mountinfo()); d != "" {
@@ -279,7 +280,7 @@ func srcKernelThread(t *testing.T) {
 	srcCheck(t, err)
 	request := filepath.Join(t.TempDir(), "request")
 	r := srcRequest(pid, harness.Root+"/sources/v", "/data")
-	srcCheck(t, os.WriteFile(request, r.Encode(), 0o644))
+	srcCheck(t, os.WriteFile(request, boundary.Encode(r), 0o644))
 	toml := filepath.Join(filepath.Dir(request), "helper.toml")
 	srcCheck(t, os.WriteFile(toml, []byte(harness.DefaultHelperTOML), 0o644))
 	script := fmt.Sprintf(`set -e
@@ -303,7 +304,7 @@ exec setpriv --reuid %[4]d --regid %[4]d --clear-groups env -i %[1]s/prefix/libe
 	cmd.SysProcAttr = &syscall.SysProcAttr{Unshareflags: syscall.CLONE_NEWNS}
 	cmd.Stderr = os.Stderr
 	out, err := cmd.Output()
-	reply, derr := wire.DecodeReply(out)
+	reply, derr := boundary.DecodeReply(out)
 	if derr != nil || reply.Err == nil || reply.Err.Code != wire.NamespaceHost || cmd.ProcessState.ExitCode() != 77 {
 		t.Errorf("the kernel thread %d: %q, %v", pid, out, err)
 	}
@@ -342,10 +343,10 @@ func TestT13_OwnUserNamespace(t *testing.T) {
 
 		// In a user namespace of the caller's the setuid bit gives nothing: host root is not mapped there.
 		request := filepath.Join(h.Path("tmp"), "request")
-		h.WriteFile(request, string(srcRequest(mine, v, at).Encode()), 0o644)
+		h.WriteFile(request, string(boundary.Encode(srcRequest(mine, v, at))), 0o644)
 		cmd := h.Command(srcCaller, "/bin/sh", "-c", `exec unshare --user --map-root-user --mount env -i "$0" < "$1"`, h.HelperPath(), request)
 		r := h.Do(cmd)
-		if reply, err := wire.DecodeReply([]byte(r.Stdout)); err != nil || reply.Err == nil || r.Exit == 0 {
+		if reply, err := boundary.DecodeReply([]byte(r.Stdout)); err != nil || reply.Err == nil || r.Exit == 0 {
 			t.Errorf("in a user namespace: %v", r)
 		}
 		if look(at) != "" {

@@ -9,6 +9,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/bindgate/bindgate/policy/boundary"
 	"github.com/bindgate/bindgate/tests/harness"
 	"github.com/bindgate/bindgate/wire"
 )
@@ -175,13 +176,13 @@ func TestCaller(t *testing.T) {
 		h.PolicyAs(harness.User{UID: harness.OutsiderUID, GID: harness.OutsiderGID}, "", "status", "-o", "json").Fails(t, wire.Denied)
 
 		// Who is not in the group cannot start the helper; who is in it and is no caller is refused by it.
-		request := (&wire.Request{Op: wire.OpListVolumes}).Encode()
+		request := boundary.Encode(&wire.Request{Op: wire.OpListVolumes})
 		cmd := h.Command(harness.User{UID: harness.OutsiderUID, GID: harness.OutsiderGID}, h.HelperPath())
 		if err := cmd.Run(); err == nil || !os.IsPermission(err) {
 			t.Errorf("an outsider starts the helper: %v", err)
 		}
 		r := h.HelperRaw(harness.User{UID: harness.OutsiderUID, GID: harness.PolicyGID}, request)
-		if reply, err := wire.DecodeReply([]byte(r.Stdout)); err != nil || reply.Err == nil || reply.Err.Code != wire.Denied || r.Exit != 77 {
+		if reply, err := boundary.DecodeReply([]byte(r.Stdout)); err != nil || reply.Err == nil || reply.Err.Code != wire.Denied || r.Exit != 77 {
 			t.Errorf("one who is no caller: %v", r)
 		}
 		if reply := h.Helper(&wire.Request{Op: wire.OpListVolumes}); reply.Err != nil || len(reply.Blocks) != 1 || reply.Blocks[0].Get("name") != "v" {
@@ -352,7 +353,7 @@ func TestManyRequestsAtOnce(t *testing.T) {
 	harness.Run(t, func(h *harness.Host) {
 		h.AllowAll()
 		h.Policy("volume", "create", "v").OK(t)
-		request := (&wire.Request{Op: wire.OpListVolumes}).Encode()
+		request := boundary.Encode(&wire.Request{Op: wire.OpListVolumes})
 		results := make(chan harness.Result)
 		const n = 200
 		for range n {
@@ -360,7 +361,7 @@ func TestManyRequestsAtOnce(t *testing.T) {
 		}
 		for range n {
 			r := <-results
-			if reply, err := wire.DecodeReply([]byte(r.Stdout)); err != nil || reply.Err != nil || len(reply.Blocks) != 1 || r.Exit != 0 {
+			if reply, err := boundary.DecodeReply([]byte(r.Stdout)); err != nil || reply.Err != nil || len(reply.Blocks) != 1 || r.Exit != 0 {
 				t.Errorf("%v", r)
 			}
 		}

@@ -10,6 +10,7 @@ import (
 	"syscall"
 	"testing"
 
+	"github.com/bindgate/bindgate/policy/boundary"
 	"github.com/bindgate/bindgate/wire"
 )
 
@@ -152,8 +153,8 @@ func (h *Host) HelperRaw(user User, request []byte) Result {
 // the exit status is not that of its error code.
 func (h *Host) Helper(request *wire.Request) *wire.Reply {
 	h.t.Helper()
-	r := h.HelperRaw(policyUser, request.Encode())
-	reply, err := wire.DecodeReply([]byte(r.Stdout))
+	r := h.HelperRaw(policyUser, boundary.Encode(request))
+	reply, err := boundary.DecodeReply([]byte(r.Stdout))
 	if err != nil {
 		h.t.Fatalf("%v: %v", err, r)
 	}
