@@ -43,6 +43,7 @@ func OpenHost(caller, pidfd int) *Host {
 		return Must(h.stat(path))(wire.NamespaceHost, "host", "cannot tell the host's namespaces from others: /proc/%s", path)
 	}
 	h.NS.FD = Must(unix.Openat(h.Proc, "self/ns/mnt", unix.O_RDONLY|unix.O_CLOEXEC, 0))(wire.System, "host", "cannot open our mount namespace")
+	h.NS.ID = Must(mountNSID(h.NS.FD))(wire.UnsupportedKernel, "host", "cannot name a mount namespace (NS_GET_MNTNS_ID)")
 	root := at(first + "/root")
 	h.mounts, h.root = []uint64{at(first + "/ns/mnt").Ino, at("self/ns/mnt").Ino}, identity{root.Dev, root.Ino}
 	st, err := h.stat(strconv.Itoa(caller) + "/ns/mnt")

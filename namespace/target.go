@@ -17,6 +17,7 @@ import (
 type Target struct {
 	PID            int
 	NS             NS
+	HostNS         uint64 // id of the host's mount namespace, which NS is not
 	Root           int    // O_PATH descriptor of the process' root directory, on a mount of NS
 	RootMount      uint64 // unique id of that mount
 	UserNS         int    // the user namespace that owns NS; -1 if it is the host's
@@ -38,7 +39,7 @@ const newKernel = "bindgate needs Linux 6.12 or later"
 // the user namespace that owns it, and in cgroups that match rules (paths of whole components, host's view). Dies of namespace_gone, namespace_host, target_forbidden, unsupported_kernel, system.
 func (h *Host) Pin(pid int, start uint64, rules []string) *Target {
 	// The pidfd comes first: as long as it says alive at the end, /proc/PID was this process all the time.
-	t := &Target{PID: pid, UserNS: -1, dir: strconv.Itoa(pid) + "/"}
+	t := &Target{PID: pid, HostNS: h.NS.ID, UserNS: -1, dir: strconv.Itoa(pid) + "/"}
 	t.pidfd = Must(unix.PidfdOpen(pid, 0))(wire.NamespaceGone, "target", "cannot find the container's process, pid %d", pid)
 	err := Try(func() {
 		t.pinNamespaces(h)

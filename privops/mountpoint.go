@@ -30,6 +30,7 @@ type Place struct {
 	sandbox     int       // O_PATH descriptor of the sandbox directory as the container sees it; -1: none
 	sandMount   uint64
 	sandboxPath wire.Path
+	tmpfs       uint64 // device of one that is not mounted on the host
 }
 
 // down is how openat2 takes one step: to what lies below, and never over a link.
@@ -183,6 +184,7 @@ func (m *Mountpoint) walk(path wire.Path) {
 		m.fd, m.names = p.sandbox, p.sandboxPath.Components
 	}
 	links, linked := 0, 0 // linked: how many of todo came out of a link
+	var link []string     // which one: the first, if it led to others. An error does not tell what one says, since it may lie in somebody's volume
 	for p.judgeMount(m.fd, path, m.names); len(todo) > 0; {
 		if links > maxLinks {
 			atFault(path, m.names, unix.ELOOP)
@@ -197,13 +199,15 @@ func (m *Mountpoint) walk(path wire.Path) {
 		at := append(slices.Clone(m.names), name)
 		p.outside(!p.allows(path, absolute(at)), path)
 		next, err := unix.Openat(m.fd, name, unix.O_PATH|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+		if linked == 0 {
+			link = at
+		}
 		if err == unix.ENOENT && linked == 0 {
 			m.missing, m.names = len(todo), append(m.names[:len(m.names):len(m.names)], todo...)
 			return
-		} else if err == unix.ENOENT {
-			namespace.Die(wire.Errorf(wire.TargetMissing, "target", "cannot resolve %s in the container: a link on the way leads to %s, which does not exist", path, absolute(at)))
 		}
-		atFault(path, at, err)
+		namespace.DieIf(err == unix.ENOENT, wire.Errorf(wire.TargetMissing, "target", "cannot resolve %s in the container: the link %s leads to what does not exist", path, absolute(link)))
+		atFault(path, link, err)
 		p.judgeMount(next, path, at) // before it is asked anything else
 		todo, linked = todo[1:], max(linked-1, 0)
 		text := make([]byte, unix.PathMax)
@@ -253,7 +257,8 @@ func (m *Mountpoint) moveInto(outer *Mountpoint, tree int) {
 	fits(absolute(m.names), st.Mode, m.dir)
 }
 
-// mayMake checks that what is missing may be made where it is missing: on the container's root mount, its sandbox mount or a tmpfs. Any other mount in a container is somebody else's files.
+// mayMake checks that what is missing may be made where it is missing: on the container's root mount, its sandbox mount, or a tmpfs that is mounted nowhere on the host (docs/adr/0017). Any other mount in a
+// container is somebody else's files.
 func (m *Mountpoint) mayMake() {
 	var st unix.Stat_t
 	path, here := absolute(m.names), absolute(m.here())
@@ -262,11 +267,17 @@ func (m *Mountpoint) mayMake() {
 	if st.Mode&unix.S_IFMT != unix.S_IFDIR {
 		atFault(path, m.here(), unix.ENOTDIR)
 	}
-	if id == m.place.rootMount || id == m.place.sandMount {
+	p := m.place
+	if id == p.rootMount || id == p.sandMount {
 		return
 	}
-	on, err := namespace.StatMount(id, m.place.target.NS.ID)
-	namespace.DieIf(err != nil || on.Type != "tmpfs", wire.Errorf(wire.TargetForbidden, "target", "cannot create %s in the container: %s is another mount, in which nothing is made", path, here).WithHint("create the path in what is mounted there"))
+	const all = ^uint64(0) // LSMT_ROOT
+	on, err := namespace.StatMount(id, p.target.NS.ID)
+	if err == nil && on.Type == "tmpfs" && (p.tmpfs == on.Dev || countMounts(all, p.target.HostNS, func(m namespace.Mount) bool { return m.Dev == on.Dev }) == 0) {
+		p.tmpfs = on.Dev
+		return
+	}
+	namespace.Die(wire.Errorf(wire.TargetForbidden, "target", "cannot create %s in the container: %s is another mount, in which nothing is made", path, here).WithHint("create the path in what is mounted there"))
 }
 
 // Make makes the missing components, 0755, as the container's root would: with its file system ids, so that the kernel's own checks apply and there is never a moment with another owner (FACTS 3). A

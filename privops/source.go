@@ -74,13 +74,18 @@ func (s *Source) judge(st *unix.Stat_t, on namespace.Mount) {
 }
 
 // mountsIn counts the mounts below the mount id whose path begins with prefix.
-func mountsIn(id uint64, prefix string) (count int) {
+func mountsIn(id uint64, prefix string) int {
+	return countMounts(id, 0, func(m namespace.Mount) bool { return strings.HasPrefix(m.Point+"/", prefix) })
+}
+
+// countMounts counts the mounts below the mount id, in the namespace with the id ns (0: the calling thread's), of which is says that they are meant.
+func countMounts(id, ns uint64, is func(namespace.Mount) bool) (count int) {
 	for last, n := uint64(0), namespace.MaxMounts; n == namespace.MaxMounts; {
-		ids, err := namespace.ListMounts(id, last, 0, namespace.MaxMounts)
-		namespace.Check(err, wire.System, "source", "cannot list the mounts below %s", prefix)
+		ids, err := namespace.ListMounts(id, last, ns, namespace.MaxMounts)
+		namespace.Check(err, wire.System, "mounts", "cannot list the host's mounts")
 		n = len(ids)
 		for _, last = range ids {
-			if m, err := namespace.StatMount(last, 0); err == nil && strings.HasPrefix(m.Point+"/", prefix) {
+			if m, err := namespace.StatMount(last, ns); err == nil && is(m) {
 				count++
 			}
 		}

@@ -467,12 +467,15 @@ func TestMountpoint_UnhappyPaths(t *testing.T) {
 	boxRun(t, func(t *testing.T, h *boxHost) {
 		file := filepath.Join(h.Sources(), "single")
 		h.WriteFile(file, "x", 0o644)
-		foreign := h.Mkdir(h.Path("var/lib/bindgate/foreign"), 0o755) // somebody else's files, on a disk, mounted into the container
+		foreign := h.Mkdir(h.Path("var/lib/bindgate/foreign"), 0o755)                                                                                                            // somebody else's files, on a disk, mounted into the container
+		for link, to := range map[string]string{"dangling": "/secret", "to-dangling": "../dangling", "through-file": "/file/secret", "too-long": strings.Repeat("secret", 50)} { // what a volume holds
+			h.must(os.Symlink(to, filepath.Join(foreign, link)))
+		}
 		for _, userns := range []bool{false, true} {
 			o := harness.ContainerOptions{ID: fmt.Sprintf("userns-%v", userns), Mounts: []specs.Mount{boxMount("/foreign", "bind", foreign, "rbind", "rw"),
 				boxMount("/readonly", "tmpfs", "tmpfs", "ro"), boxMount("/small", "tmpfs", "tmpfs", "nr_inodes=4", "mode=0755")},
 				Prepare: func(root string) {
-					for link, to := range map[string]string{"dangling": "/nowhere", "dangling-below": "nowhere/deep", "loop": "loop", "loop1": "/loop2", "loop2": "loop1",
+					for link, to := range map[string]string{"dangling": "/nowhere", "dangling-below": "nowhere/deep", "to-dangling": "tmp/../dangling", "loop": "loop", "loop1": "/loop2", "loop2": "loop1",
 						"to-file": "file", "back": "../../..", "hostile": "x\n\x1b[31m/y", "var/run": "/run"} {
 						h.must(os.Symlink(to, filepath.Join(root, link)))
 					}
@@ -501,9 +504,14 @@ func TestMountpoint_UnhappyPaths(t *testing.T) {
 				path, source, fault string
 				codes               []wire.Code
 			}{
-				{"/dangling", h.Source, "/nowhere", []wire.Code{wire.TargetMissing}},
-				{"/dangling/x/y", h.Source, "/nowhere", []wire.Code{wire.TargetMissing}},
-				{"/dangling-below/x", h.Source, "/nowhere", []wire.Code{wire.TargetMissing}},
+				{"/dangling", h.Source, "the link /dangling leads", []wire.Code{wire.TargetMissing}},
+				{"/dangling/x/y", h.Source, "the link /dangling leads", []wire.Code{wire.TargetMissing}},
+				{"/dangling-below/x", h.Source, "the link /dangling-below leads", []wire.Code{wire.TargetMissing}},
+				{"/to-dangling/x", h.Source, "the link /to-dangling leads", []wire.Code{wire.TargetMissing}},
+				{"/foreign/dangling/x", h.Source, "the link /foreign/dangling leads", []wire.Code{wire.TargetMissing}},
+				{"/foreign/to-dangling", h.Source, "the link /foreign/to-dangling leads", []wire.Code{wire.TargetMissing}},
+				{"/foreign/through-file", h.Source, "/foreign/through-file: not a directory", []wire.Code{wire.InvalidRequest}},
+				{"/foreign/too-long", h.Source, "/foreign/too-long: file name too long", []wire.Code{wire.System}},
 				{"/hostile/x", h.Source, "", []wire.Code{wire.TargetMissing}},
 				{"/loop/x", h.Source, "/loop", []wire.Code{wire.TargetForbidden}},
 				{"/loop1", h.Source, "/loop", []wire.Code{wire.TargetForbidden}},
@@ -528,8 +536,8 @@ func TestMountpoint_UnhappyPaths(t *testing.T) {
 				r.Mounts[0].Source = x.source
 				// A good one beside it is not attached either, and what was made for it is gone.
 				r.Mounts = append(r.Mounts, wire.Mount{Path: "/good/one", Source: h.Source, Mode: wire.ModeRW})
-				if msg := boxRefused(t, x.path, h.Helper(r), x.codes...); !strings.Contains(msg, x.fault) {
-					t.Errorf("%s: the message does not name %s: %s", x.path, x.fault, msg)
+				if msg := boxRefused(t, x.path, h.Helper(r), x.codes...); !strings.Contains(msg, x.fault) || strings.Contains(msg, "secret") || strings.Contains(msg, "nowhere") {
+					t.Errorf("%s: the message does not name %s, or tells what a link says: %s", x.path, x.fault, msg)
 				}
 				if d := harness.Diff(before, snapshot()); d != "" {
 					t.Errorf("%s: left:\n%s", x.path, d)
@@ -564,6 +572,40 @@ func TestMountpoint_UnhappyPaths(t *testing.T) {
 			c.Delete()
 		}
 	}, harness.DiskState())
+}
+
+// A tmpfs of the host's, bind-mounted writable into a container, is the host's files: nothing is made there. One of the container's own is another matter.
+func TestMountpoint_TmpfsOfTheHost(t *testing.T) {
+	boxRun(t, func(t *testing.T, h *boxHost) {
+		shared := h.Mkdir(h.Path("shared"), 0o755)
+		h.Mount("tmpfs", shared, "tmpfs", 0, "mode=0777")
+		h.Mkdir(filepath.Join(shared, "there"), 0o777)
+		for _, userns := range []bool{false, true} {
+			o := harness.ContainerOptions{ID: fmt.Sprintf("userns-%v", userns), Privileged: true, Mounts: []specs.Mount{boxMount("/shared", "bind", shared, "rbind", "rw"), boxMount("/own", "tmpfs", "tmpfs")}}
+			if userns {
+				o.Mapping = &harness.Mapping{HostID: 300000, Size: 65536}
+			}
+			c := h.Container(o)
+			c.Sh("mkdir /alias /shared/naive && mount --bind /shared/there /alias").OK(t)
+			if _, err := os.Stat(filepath.Join(shared, "naive")); err != nil { // naively it is the container's root that makes it
+				t.Fatal("the attack does not work on the naive way: ", err)
+			}
+			h.must(os.Remove(filepath.Join(shared, "naive")))
+			before := h.Tree(shared)
+			for _, path := range []string{"/shared/a/b", "/shared/there/a", "/alias/a"} {
+				if msg := boxRefused(t, path, h.attach(c.Pid(), path), wire.TargetForbidden); !strings.Contains(msg, "another mount") {
+					t.Errorf("%s: %s", path, msg)
+				}
+			}
+			if d := harness.Diff(before, h.Tree(shared)); d != "" {
+				t.Errorf("on the host:\n%s", d)
+			}
+			boxOK(t, h.attach(c.Pid(), "/shared/there")) // what is there is there
+			boxOK(t, h.attach(c.Pid(), "/own/a/b"))
+			boxOK(t, h.detach(c.Pid(), false))
+			c.Delete()
+		}
+	})
 }
 
 // Before the pivot: which folders may be named as a rootfs, and by whom.
