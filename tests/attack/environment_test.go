@@ -6,6 +6,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/bindgate/bindgate/policy/boundary"
 	"github.com/bindgate/bindgate/tests/harness"
 	"github.com/bindgate/bindgate/wire"
 )
@@ -35,7 +36,7 @@ func TestT02_EnvironmentOpensNothing(t *testing.T) {
 			callerRefused(t, callerRun(h, callerCommand(t, h, callerPlan{Env: env}), callerCreate("v")), wire.Usage)
 			root := h.Command(harness.User{}, h.HelperPath()) // as systemd starts it
 			root.Env = env
-			callerSucceeded(t, callerRun(h, root, (&wire.Request{Op: wire.OpListVolumes}).Encode()))
+			callerSucceeded(t, callerRun(h, root, boundary.Encode(&wire.Request{Op: wire.OpListVolumes})))
 			if opened() {
 				t.Errorf("%v: the file was opened", env)
 			}
