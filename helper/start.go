@@ -16,7 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/bindgate/bindgate/conf"
-	"github.com/bindgate/bindgate/helper/inherited"
+	_ "github.com/bindgate/bindgate/helper/inherited"
 	"github.com/bindgate/bindgate/namespace"
 	"github.com/bindgate/bindgate/privops"
 	"github.com/bindgate/bindgate/state"
@@ -57,11 +57,11 @@ func startClean() {
 	setMask(0)
 	unix.Setitimer(unix.ItimerReal, unix.Itimerval{Value: unix.NsecToTimeval(int64(killDeadline))}) // instead of the caller's, which survives exec; the signals of the others are ignored
 	namespace.DieIf(len(os.Args) > 1, wire.Errorf(wire.Usage, "start", "cannot take arguments: one request on descriptor 0 is all"))
-	namespace.DieIf(os.Getuid() != 0 && hasEnvironment(), wire.Errorf(wire.Usage, "start", "cannot take an environment: it must be empty")) // root's, such as systemd's, is gone already
+	passed, err := os.ReadFile("/proc/self/environ")                                                                                                       // the kernel's word: the runtime of a setuid program adds to the environment that it tells
+	namespace.DieIf(os.Getuid() != 0 && (err != nil || len(passed) > 0), wire.Errorf(wire.Usage, "start", "cannot take an environment: it must be empty")) // root's, such as systemd's, is gone already
 	unix.Umask(0o022)
 	namespace.Check(unix.Chdir("/"), wire.System, "start", "cannot chdir to /")
-	list := namespace.Must(os.ReadDir("/proc/self/fd"))(wire.System, "start", "cannot list the descriptors that the caller left open")
-	for _, e := range list { // what the runtime opened is close-on-exec; what the caller left us cannot be
+	for _, e := range namespace.Must(os.ReadDir("/proc/self/fd"))(wire.System, "start", "cannot list the descriptors that the caller left open") { // what the runtime opened is close-on-exec; what the caller left us cannot be
 		fd, _ := strconv.Atoi(e.Name())
 		if flags, err := unix.FcntlInt(uintptr(fd), unix.F_GETFD, 0); fd > 2 && err == nil && flags&unix.FD_CLOEXEC == 0 {
 			unix.Close(fd)
@@ -85,15 +85,6 @@ func startDeadline() {
 
 func setMask(mask uint64) {
 	unix.RawSyscall6(unix.SYS_RT_SIGPROCMASK, unix.SIG_SETMASK, uintptr(unsafe.Pointer(&mask)), 0, 8, 0, 0)
-}
-
-// hasEnvironment reports whether the caller passed an environment. The runtime of a setuid program adds GOTRACEBACK=none itself, or makes the caller's value that: where this is all, the kernel is asked.
-func hasEnvironment() bool {
-	if !slices.Equal(inherited.Environment, []string{"GOTRACEBACK=none"}) {
-		return len(inherited.Environment) > 0
-	}
-	passed, err := os.ReadFile("/proc/self/environ")
-	return len(passed) > 0 || err != nil
 }
 
 // A caller is who started us, or who is at the other end of our own socket.

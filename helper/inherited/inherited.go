@@ -5,9 +5,6 @@ package inherited
 
 import "syscall"
 
-// Environment is what the caller left there, after what the runtime of a setuid program made of it.
-var Environment = syscall.Environ()
-
 func init() {
 	syscall.Clearenv()
 	syscall.Setenv("TZ", "") // UTC: not even /etc/localtime is read
