@@ -59,7 +59,7 @@ func TestAuditNamesWhatThereIs(t *testing.T) {
 		}
 	}
 	named := map[string]bool{}
-	for _, m := range regexp.MustCompile("`([a-z]+/[a-z_]+\\.(?:go|list))(?::([A-Za-z]+))?`").FindAllStringSubmatch(string(doc), -1) {
+	for _, m := range regexp.MustCompile("`([a-z]+(?:/[a-z_]+)+\\.(?:go|list))(?::([A-Za-z]+))?`").FindAllStringSubmatch(string(doc), -1) {
 		named[m[1]] = true
 		found := m[2] == ""
 		if !found {
