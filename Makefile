@@ -86,6 +86,10 @@ test-packages: deps ## install, upgrade, remove and purge the Debian package on 
 	$(GO) vet -tags packages ./tests/packages
 	SUDO='$(SUDO)' $(GO) test -count=1 -timeout 10m -tags packages -exec '$(CURDIR)/tests/exec' ./tests/packages
 
+test-peers: deps ## rclone as it is released, as a plugin: a gigabyte of modules, and minutes to build
+	$(GO) vet -tags peers ./tests/peers
+	SUDO='$(SUDO)' $(GO) test -v -count=1 -timeout 60m -tags peers -exec '$(CURDIR)/tests/exec' ./tests/peers
+
 test-model: deps ## random sequences of verbs against a model
 	SUDO='$(SUDO)' $(GO) test -count=1 -timeout 30m -tags model -exec '$(CURDIR)/tests/exec' ./tests/model
 
@@ -123,4 +127,4 @@ help: ## this list
 	@echo; echo 'variables: PREFIX=$(PREFIX) SYSCONFDIR=$(SYSCONFDIR) LOCALSTATEDIR=$(LOCALSTATEDIR) RUNDIR=$(RUNDIR) DESTDIR=$(DESTDIR)'
 	@echo '           BINDGATE_USER=$(BINDGATE_USER) BINDGATE_GROUP=$(BINDGATE_GROUP) SUDO=$(SUDO) VERSION=$(VERSION)'
 
-.PHONY: all docs install install-built uninstall sbom deb deb-built verify demo test test-runtimes test-packages soak bench fuzz lint deps help FORCE
+.PHONY: all docs install install-built uninstall sbom deb deb-built verify demo test test-runtimes test-packages test-peers soak bench fuzz lint deps help FORCE

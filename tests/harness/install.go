@@ -16,7 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// programs are what build can build: their packages, and the folder of the module that names them. The last two are plugins that others wrote.
+// programs are what build can build: their packages, and the folder of the module that names them. The last three are plugins that others wrote.
 var programs = map[string]struct{ module, pkg string }{
 	"bindgate":        {".", "./cmd/bindgate"},
 	"bindgate-helper": {".", "./helper"},
@@ -26,6 +26,7 @@ var programs = map[string]struct{ module, pkg string }{
 	"manual":          {".", "./cmd/manual"},
 	"testvol":         {"tests/peers/podman", "github.com/containers/podman/v4/test/testvol"},
 	"rclone":          {"tests/peers/rclone", "."},
+	"rclone-whole":    {"tests/peers/whole", "github.com/rclone/rclone"},
 }
 
 // Checkout returns the root of the source tree that the test runs in.

@@ -1,7 +1,9 @@
 // Package peers runs bindgate with volume plugins that others wrote: what they make of the protocol is not what we had in mind when we read it.
 //
 // Testvol is the plugin that podman's own tests use: folders, on go-plugins-helpers. Rclone serves what it has in a cloud, here in a folder, by FUSE; it has
-// an HTTP server, a state file and an idea of ids of its own. Both are built from the Go module proxy at the versions of their go.mod files, and run unmodified.
+// an HTTP server, a state file and an idea of ids of its own. Both are built from the Go module proxy at the versions of their go.mod files, and run unmodified:
+// testvol always, rclone by make test-peers, since its backends for 70 clouds take a gigabyte of modules and minutes to build. Else rclone's commands and its local
+// backend are linked by a main of five lines, and nothing of them is changed.
 package peers
 
 import (
@@ -27,6 +29,7 @@ func TestMain(m *testing.M) { harness.Main(m) }
 // A peer is a plugin under test.
 type peer struct {
 	driver   string
+	program  string
 	args     []string
 	opts     []string // for volumes that are created
 	bad      string   // an option that it refuses, "" for one that takes all
@@ -43,13 +46,15 @@ type peer struct {
 
 const plugins = "/run/docker/plugins" // a host's own: its /run is empty
 
+var rcloneProgram = "rclone"
+
 func testvol(h *harness.Host) *peer {
-	return &peer{h: h, driver: "testvol", ready: "for volume path", mounts: "Hit Mount() endpoint", unmounts: "Hit Unmount() endpoint",
+	return &peer{h: h, driver: "testvol", program: "testvol", ready: "for volume path", mounts: "Hit Mount() endpoint", unmounts: "Hit Unmount() endpoint",
 		args: []string{"serve", "--log-level", "debug", "--path", h.Mkdir(filepath.Join(h.Sources(), "testvol"), 0o755), "--sock-name", "testvol"}}
 }
 
 func rclone(h *harness.Host) *peer {
-	return &peer{h: h, driver: "rclone", ready: "Serving ", isMount: true, mounts: `Mount volume "`, unmounts: `Unmount volume "`,
+	return &peer{h: h, driver: "rclone", program: rcloneProgram, ready: "Serving ", isMount: true, mounts: `Mount volume "`, unmounts: `Unmount volume "`,
 		opts: []string{"remote=" + h.Mkdir(h.Path("tmp/cloud"), 0o700), "vfs-cache-mode=writes"}, bad: "frobnicate=1", refuses: "unsupported backend option",
 		args: []string{"serve", "docker", "-vv", "--config", "", "--cache-dir", h.Path("tmp/rclone"), "--base-dir", filepath.Join(h.Sources(), "rclone"),
 			"--dir-cache-time", "0", "--socket-gid", fmt.Sprint(harness.PolicyGID)}}
@@ -72,7 +77,7 @@ func (p *peer) start(t *testing.T) (said string) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	p.cmd = exec.Command(p.h.Program(p.driver), p.args...)
+	p.cmd = exec.Command(p.h.Program(p.program), p.args...)
 	p.cmd.Env = []string{"PATH=" + os.Getenv("PATH"), "HOME=" + p.h.Path("tmp")}
 	p.cmd.Stdout, p.cmd.Stderr = log, log
 	if err := p.cmd.Start(); err != nil {
