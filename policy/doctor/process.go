@@ -11,9 +11,11 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 
 	"golang.org/x/sys/unix"
 
+	"github.com/bindgate/bindgate/conf"
 	"github.com/bindgate/bindgate/policy/config"
 	"github.com/bindgate/bindgate/wire"
 )
@@ -92,22 +94,27 @@ func pids() (list []string) {
 // denial finds what AppArmor and SELinux write about a program that they keep from something.
 var denial = regexp.MustCompile(`(?:apparmor="DENIED"|avc:\s+denied).*\b(?:comm|exe|profile)="[^"]*bindgate`)
 
-// lsm looks for denials of security modules since the boot, in the kernel's log and in that of auditd.
+// lsm looks for denials of security modules in the kernel's log and in that of auditd. The lines stay there whatever is mended, so those count that are younger than what decides.
 func (d *Doctor) lsm() {
 	modules, err := os.ReadFile("/sys/kernel/security/lsm")
 	what := "security modules: " + strings.TrimSpace(string(modules))
 	if err != nil {
 		what = "no list of security modules"
 	}
+	since, changed := d.decidedSince()
 	var found []string
-	read := 0
+	read, before := 0, 0
 	for path, limit := range map[string]int{"/dev/kmsg": 16 << 20, "/var/log/audit/audit.log": 64 << 20} {
 		text, err := tail(path, limit)
 		if err == nil {
 			read++
 		}
 		for line := range strings.Lines(text) {
-			if denial.MatchString(line) && (path == "/dev/kmsg" || sinceBoot(line)) {
+			switch {
+			case !denial.MatchString(line):
+			case auditedAt(line).Before(since):
+				before++
+			default:
 				if _, text, ok := strings.Cut(line, ";"); ok && path == "/dev/kmsg" {
 					line = text
 				}
@@ -117,13 +124,41 @@ func (d *Doctor) lsm() {
 	}
 	switch {
 	case len(found) > 0:
-		d.add(Check{Check: "lsm", State: Failed, Code: wire.Denied, Hint: "allow it in the profile of bindgate-helper; the log keeps this line until the next boot",
-			Message: fmt.Sprintf("a security module denied bindgate something, %s since the boot, at last: %s", plural(len(found), "time"), wire.Printable(found[len(found)-1]))})
+		d.add(Check{Check: "lsm", State: Failed, Code: wire.Denied,
+			Hint:    "allow it in the profile of bindgate-helper (or in SELinux' policy) and load that; denials from before its last change do not count, so touch its file if this one is as it should be",
+			Message: fmt.Sprintf("a security module denied bindgate something, %s since %s, at last: %s", plural(len(found), "time"), changed, wire.Printable(found[len(found)-1]))})
 	case read == 0:
 		d.unknown("lsm", "%s; neither the kernel's log nor that of auditd can be read", what)
+	case before > 0:
+		d.ok("lsm", "%s; no denial since %s, %d before", what, changed, before)
 	default:
-		d.ok("lsm", "%s; no denial since the boot", what)
+		d.ok("lsm", "%s; no denial since %s", what, changed)
 	}
+}
+
+// decidedSince is when that was last changed by which security modules decide: the helper, its AppArmor profile, SELinux' policy. It is the boot if that was later.
+func (d *Doctor) decidedSince() (since time.Time, what string) {
+	what = "the boot"
+	if stat, err := os.ReadFile("/proc/stat"); err == nil {
+		for l := range strings.Lines(string(stat)) {
+			if boot, ok := strings.CutPrefix(l, "btime "); ok {
+				n, _ := strconv.ParseInt(strings.TrimSpace(boot), 10, 64)
+				since = time.Unix(n, 0)
+			}
+		}
+	}
+	profiles := filepath.Join(filepath.Dir(filepath.Dir(conf.HelperTOML())), "apparmor.d")
+	selinux, _ := filepath.Glob("/etc/selinux/*/policy/policy.*")
+	for _, path := range append(selinux, d.policy.Helper.Path, profiles+"/bindgate-helper", profiles+"/local/bindgate-helper") {
+		var st unix.Stat_t
+		if err := unix.Stat(path, &st); err != nil {
+			continue
+		}
+		if at := time.Unix(st.Ctim.Unix()); at.After(since) { // the time of modification is the archive's, where dpkg put it there
+			since, what = at, path+" changed ("+at.UTC().Format(time.RFC3339)+")"
+		}
+	}
+	return since, what
 }
 
 // tail reads the last bytes of a log. Of /dev/kmsg each read is one record, and the end is EAGAIN.
@@ -153,23 +188,16 @@ func tail(path string, limit int) (string, error) {
 	return all.String(), nil
 }
 
-var auditTime = regexp.MustCompile(`audit\((\d+)\.`)
+var auditTime = regexp.MustCompile(`audit\((\d+)\.(\d{3}):`)
 
-// sinceBoot reports whether a line of auditd's is of this boot.
-func sinceBoot(line string) bool {
+// auditedAt is the time in a line that the kernel's audit wrote; the end of time if there is none, so that the line counts.
+func auditedAt(line string) time.Time {
 	m := auditTime.FindStringSubmatch(line)
-	stat, err := os.ReadFile("/proc/stat")
-	if m == nil || err != nil {
-		return true
+	if m == nil {
+		return time.Unix(1<<40, 0)
 	}
-	for l := range strings.Lines(string(stat)) {
-		if boot, ok := strings.CutPrefix(l, "btime "); ok {
-			at, _ := strconv.ParseInt(m[1], 10, 64)
-			since, _ := strconv.ParseInt(strings.TrimSpace(boot), 10, 64)
-			return at >= since
-		}
-	}
-	return true
+	ms, _ := strconv.ParseInt(m[1]+m[2], 10, 64)
+	return time.UnixMilli(ms)
 }
 
 // cgroups looks at how cgroups are laid out, and that we see them as the host does: target rules are paths as the host sees them.

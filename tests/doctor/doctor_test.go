@@ -2,6 +2,7 @@ package doctor
 
 import (
 	"fmt"
+	"path/filepath"
 	"strings"
 	"testing"
 
@@ -68,6 +69,7 @@ func sh(script string) func(*testing.T, *harness.Host) {
 
 func TestBreaches(t *testing.T) {
 	const helper = "prefix/libexec/bindgate/bindgate-helper"
+	const later = "9999999999.000" // than anything here
 	all := []breach{
 		{name: "the program is writable", do: chmod("prefix/bin/bindgate", 0o775), check: "program", code: wire.Config, says: "mode 0775", fix: "make install"},
 		{name: "the program is setuid", do: chmod("prefix/bin/bindgate", 0o4755), check: "program", code: wire.Config, says: "only the helper", fix: "chmod u-s,g-s", mends: true, as: rootOnly},
@@ -114,20 +116,18 @@ func TestBreaches(t *testing.T) {
 			h.Mount(h.Path("tmp/zero"), "/proc/sys/user/max_user_namespaces", "", unix.MS_BIND, "")
 		}, check: "kernel.user_namespaces", code: wire.UnsupportedKernel, says: "user namespaces", fix: "sysctl -w user.max_user_namespaces="},
 		{name: "AppArmor denies something", do: func(t *testing.T, h *harness.Host) {
-			h.WriteFile(h.Path("tmp/kmsg"), "6,1,2,-;audit: type=1400 audit(1.2:3): apparmor=\"DENIED\" operation=\"mount\" profile=\"x\" name=\"/\" pid=1 comm=\"bindgate-helper\"\n"+
-				"6,2,2,-;audit: type=1400 audit(1.2:4): apparmor=\"DENIED\" operation=\"open\" profile=\"x\" pid=1 comm=\"other\"\n", 0o644)
+			h.WriteFile(h.Path("tmp/kmsg"), "6,1,2,-;audit: type=1400 audit("+later+":3): apparmor=\"DENIED\" operation=\"mount\" profile=\"x\" name=\"/\" pid=1 comm=\"bindgate-helper\"\n"+
+				"6,2,2,-;audit: type=1400 audit("+later+":4): apparmor=\"DENIED\" operation=\"open\" profile=\"x\" pid=1 comm=\"other\"\n", 0o644)
 			h.Mount(h.Path("tmp/kmsg"), "/dev/kmsg", "", unix.MS_BIND, "")
 		}, check: "lsm", code: wire.Denied, says: "operation=\"mount\""},
 		{name: "SELinux denies something", do: func(t *testing.T, h *harness.Host) {
 			h.Mount("tmpfs", "/var/log", "tmpfs", 0, "")
-			line := func(at int64, what string) string {
-				return fmt.Sprintf("type=AVC msg=audit(%d.1:2): avc:  denied  { %s } for  pid=1 comm=\"bindgate-helper\" scontext=a tcontext=b\n", at, what)
-			}
-			var now unix.Timespec
-			unix.ClockGettime(unix.CLOCK_REALTIME, &now)
 			h.Mkdir("/var/log/audit", 0o700)
-			h.WriteFile("/var/log/audit/audit.log", line(1, "before the boot")+line(now.Sec, "mounton"), 0o600)
-		}, check: "lsm", code: wire.Denied, says: "1 time since the boot, at last: type=AVC", as: rootOnly},
+			line := func(at, what string) string {
+				return fmt.Sprintf("type=AVC msg=audit(%s:2): avc:  denied  { %s } for  pid=1 comm=\"bindgate-helper\" scontext=a tcontext=b\n", at, what)
+			}
+			h.WriteFile("/var/log/audit/audit.log", line("1.000", "before the boot")+line(later, "mounton"), 0o600)
+		}, check: "lsm", code: wire.Denied, says: "bindgate-helper changed", as: rootOnly},
 
 		{name: "no target rule", do: func(t *testing.T, h *harness.Host) {
 			h.HelperTOML(strings.ReplaceAll(harness.DefaultHelperTOML, `cgroups = ["/bindgate-test"]`, ""))
@@ -208,4 +208,37 @@ func healthyBut(t *testing.T, h *harness.Host, name string) {
 			t.Errorf("still: %+v", c)
 		}
 	}
+}
+
+// A denial that was mended is in the log until the next boot, and fails doctor no more.
+func TestMendedDenials(t *testing.T) {
+	harness.Run(t, func(h *harness.Host) {
+		h.AllowAll()
+		stamp := func() string {
+			var st unix.Stat_t
+			must(t, unix.Stat(h.HelperPath(), &st))
+			return fmt.Sprintf("%d.%03d", st.Ctim.Sec, st.Ctim.Nsec/1e6+1)
+		}
+		line := "audit: type=1400 audit(" + stamp() + ":3): apparmor=\"DENIED\" operation=\"mount\" comm=\"bindgate-helper\"\n"
+		h.WriteFile(h.Path("tmp/kmsg"), "6,1,2,-;"+line+"6,2,2,-;"+line, 0o644)
+		h.Mount(h.Path("tmp/kmsg"), "/dev/kmsg", "", unix.MS_BIND, "")
+		lsm := func() (found check) {
+			rep, _ := doctor(t, h, root)
+			for _, c := range rep.Checks {
+				if c.Check == "lsm" {
+					found = c
+				}
+			}
+			return found
+		}
+		if c := lsm(); c.State != "failed" || !strings.Contains(c.Message, "2 times since "+h.HelperPath()+" changed") {
+			t.Errorf("as denied: %+v", c)
+		}
+		profile := h.Path("etc/apparmor.d/bindgate-helper")
+		h.Mkdir(filepath.Dir(profile), 0o755)
+		h.Sh("set -e; touch " + profile + "; until [ $(date +%s%3N -r " + profile + ") -gt " + strings.ReplaceAll(stamp(), ".", "") + " ]; do touch " + profile + "; done").OK(t)
+		if c := lsm(); c.State != "ok" || !strings.Contains(c.Message, "no denial since "+profile+" changed") || !strings.Contains(c.Message, "2 before") {
+			t.Errorf("after the profile changed: %+v", c)
+		}
+	})
 }
