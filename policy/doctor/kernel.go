@@ -92,10 +92,18 @@ var features = []feature{
 	{"mount_setattr", "5.12", func() error { return call(unix.SYS_MOUNT_SETATTR, none, 0, 0, 0, 0) }, "sets its attributes before anyone sees it"},
 	{"move_mount", "5.2", func() error { return call(unix.SYS_MOVE_MOUNT, none, 0, none, 0, 0) }, "attaches it"},
 	{"fsopen", "5.2", func() error { return call(unix.SYS_FSOPEN, 0, 0) }, "makes the tmpfs where attributes are locked"},
-	{"handles of namespaces", "6.18", func() error {
-		_, _, err := unix.NameToHandleAt(unix.AT_FDCWD, "/proc/self/ns/mnt", unix.AT_SYMLINK_FOLLOW)
+	{"NS_MNT_GET_NEXT", "6.12", func() error {
+		fd, err := unix.Open("/proc/self/ns/mnt", unix.O_RDONLY|unix.O_CLOEXEC, 0)
+		if err != nil {
+			return err
+		}
+		defer unix.Close(fd)
+		next, err := unix.IoctlRetInt(fd, 0x8010b70b) // of linux/nsfs.h
+		if err == nil {
+			unix.Close(next)
+		}
 		return err
-	}, "opens a mount namespace whose first process is dead; without it attach works, and detach is refused"},
+	}, "opens a mount namespace whose first process is dead, where there are no handles of namespaces (before 6.18)"},
 	{"user namespaces", "3.8", func() error {
 		if _, err := os.Stat("/proc/self/ns/user"); err != nil {
 			return unix.ENOSYS
