@@ -181,6 +181,7 @@ func docker(t *testing.T, h *harness.Host) *engine {
 	t.Helper()
 	dir := h.Mkdir(h.Path("docker"), 0o755)
 	h.WriteFile(dir+"/daemon.json", "{}", 0o644)
+	h.Mount("docker", "/etc/docker", "tmpfs", unix.MS_NOSUID|unix.MS_NODEV, "mode=755") // engines up to 20.10 write a key there
 	log, err := os.Create(dir + "/log")
 	if err != nil {
 		t.Fatal(err)
@@ -202,6 +203,9 @@ func docker(t *testing.T, h *harness.Host) *engine {
 		}
 		cmd.Process.Signal(syscall.SIGTERM)
 		<-ended
+		if t.Failed() {
+			t.Log(h.ReadFile(dir + "/log"))
+		}
 		h.Sh("rm -rf " + dir)
 	})
 	await(t, dir, socket, ended)
