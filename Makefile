@@ -90,8 +90,8 @@ test-peers: deps ## rclone as it is released, as a plugin: a gigabyte of modules
 	$(GO) vet -tags peers ./tests/peers
 	SUDO='$(SUDO)' $(GO) test -v -count=1 -timeout 60m -tags peers -exec '$(CURDIR)/tests/exec' ./tests/peers
 
-test-model: deps ## random sequences of verbs against a model
-	SUDO='$(SUDO)' $(GO) test -count=1 -timeout 30m -tags model -exec '$(CURDIR)/tests/exec' ./tests/model
+test-model: deps ## MODELCHECKS (default 100) random sequences of verbs against a model; MODELSEED=N makes those of an earlier run
+	SUDO='$(SUDO) env MODELCHECKS=$(or $(MODELCHECKS),100) MODELSEED=$(or $(MODELSEED),$(shell date +%s))' $(GO) test -v -count=1 -timeout 30m -exec '$(CURDIR)/tests/exec' ./tests/model
 
 test-crash: deps ## the kill sweep and the fault sweep: both programs at every system call. Takes a while
 	$(GO) vet -tags crash ./tests/crash
