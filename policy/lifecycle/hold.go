@@ -83,6 +83,11 @@ func (iso *Isolator) revive(ctx context.Context, drv driver.Driver, v *volumeRec
 		h.State, h.Since, h.Error, h.Unsure = mountDone, time.Time{}, "", false
 		return h, nil
 	case len(h.Refs) > 0: // of containers whose prepare was cut off
+		if h.Doubt {
+			old := *h
+			v.Holds = append(v.Holds, &old)
+			v.settle(&old)
+		}
 		h.ID, h.State, h.Unsure, h.Mountpoint, h.WasMount, h.Doubt = newID(), mountAsked, false, "", false, false
 		return h, nil
 	}
@@ -126,12 +131,13 @@ func (iso *Isolator) create(ctx context.Context, drv driver.Driver, v volumeID, 
 func (iso *Isolator) mount(ctx context.Context, drv driver.Driver, v *volumeRecord, h *hold, ref reference) error {
 	others, had := len(h.Refs) > 0, slices.Contains(h.Refs, ref)
 	h.ref(ref)
-	h.State, h.Owner, h.Boot = mountAsked, ref.Owner, iso.boot
+	h.State, h.Owner, h.Boot, h.Late = mountAsked, ref.Owner, iso.boot, time.Now().UTC().Add(iso.policy.For(v.Driver).Mount)
 	if err := iso.writeVolume(v); err != nil {
 		return err
 	}
 	newest := newestMount()
 	mountpoint, err := iso.askMount(ctx, drv, v.volumeID, h.ID)
+	h.Late = time.Time{}
 	if err == nil {
 		h.State, h.Mountpoint, h.Unsure = mountDone, mountpoint, false
 		h.WasMount = v.Driver != localDriver && isMountSince(mountpoint, newest)
@@ -393,15 +399,17 @@ func (iso *Isolator) unmount(ctx context.Context, v *volumeRecord, h *hold, how 
 		}
 		return waits(err, iso.volumeHolders(ctx, h.Mountpoint)...)
 	}
-	v.settle(h)
-	return !h.Doubt, nil, iso.writeVolume(v)
+	if v.settle(h); h.Doubt {
+		return waits(errors.New(h.Error))
+	}
+	return true, nil, iso.writeVolume(v)
 }
 
 // letGo asks the driver once to unmount. (false, nil): it is not mounted. (true, err): it still is, since the driver refused. (false, err): nobody knows.
 //
 // A driver that answers with an error is believed that it failed, unless there was nothing to do: the mountpoint was a mount and is none now; or it is none and
 // the driver says so, as one does that was restarted and has forgotten; or it is not sure that it was mounted, and the driver has no mount for it to show. The
-// last two are in doubt, as h.Doubt says, while a Mount that was given up may still be carried out.
+// last two are in doubt, as h.Doubt says, while a Mount that nobody waits for may still be carried out.
 func (iso *Isolator) letGo(ctx context.Context, drv driver.Driver, v volumeID, h *hold, sure bool) (still bool, err error) {
 	t := iso.policy.For(v.Driver)
 	h.Doubt = false
@@ -414,7 +422,7 @@ func (iso *Isolator) letGo(ctx context.Context, drv driver.Driver, v volumeID, h
 	case !isCode(err, wire.DriverError):
 		return false, err
 	case iso.lost(h), notMounted.MatchString(err.Error()) && !isMount(h.Mountpoint):
-		h.Doubt = !sure && time.Now().Before(h.Late)
+		h.Doubt = !sure && iso.mayCome(h)
 		return false, nil
 	case sure:
 		return true, err
@@ -425,9 +433,12 @@ func (iso *Isolator) letGo(ctx context.Context, drv driver.Driver, v volumeID, h
 	if perr == nil && where != "" && isMount(where) {
 		return true, err
 	}
-	h.Doubt = time.Now().Before(h.Late)
+	h.Doubt = iso.mayCome(h)
 	return false, nil
 }
+
+// mayCome reports whether a Mount that nobody waits for any more may still be carried out: its caller was killed, or gave it up.
+func (iso *Isolator) mayCome(h *hold) bool { return h.Boot == iso.boot && time.Now().Before(h.Late) }
 
 // notMounted is how drivers say that there is nothing to unmount.
 var notMounted = regexp.MustCompile(`(?i)(not|n't) (currently |been )?mounted|no such mount|\bnot a mount ?point`)

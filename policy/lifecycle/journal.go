@@ -147,7 +147,7 @@ type hold struct {
 	Error      string      `json:"error,omitempty"`  // of the last one
 	Unsure     bool        `json:"unsure,omitempty"` // whether it is mounted, because a call was given up
 	Own        bool        `json:"own,omitempty"`    // for one container alone
-	Late       time.Time   `json:"late,omitzero"`    // until when a Mount that was given up may be carried out
+	Late       time.Time   `json:"late,omitzero"`    // until when a Mount whose caller was killed, or gave it up, may be carried out
 	Doubt      bool        `json:"doubt,omitempty"`  // before that, the driver said that it is not mounted
 }
 
@@ -183,7 +183,7 @@ func (v *volumeRecord) settle(h *hold) {
 		return
 	}
 	h.State, h.Unsure, h.Refs, h.Since = mountPending, true, nil, time.Now().UTC()
-	h.Error = "the driver says that it is not mounted, and may carry out a call to mount it that it did not answer; it is asked again until " + h.Late.Format(time.RFC3339)
+	h.Error = "the driver says that it is not mounted, and may still carry out a call to mount it that was cut off; it is asked again until " + h.Late.Format(time.RFC3339)
 }
 
 func (v *volumeRecord) inUse() []reference {

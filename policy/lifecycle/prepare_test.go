@@ -528,8 +528,7 @@ func TestMountThatCompletesAfterTheDriverDeniedItIsUnmounted(t *testing.T) {
 		first.Close() // the process ends
 		<-begun
 		id = strings.Fields(w.calls("mount fake/a")[0])[2]
-		out := ok[*Recovered](t)(w.open(t, "").Recover(t.Context(), RecoverOptions{}))
-		equal(t, "unmounted", out.Unmounted, []VolumeRef{})
+		doubted(t, second(w.open(t, "").Recover(t.Context(), RecoverOptions{})))
 		w.mu.Lock()
 		w.overlap = nil // that is what it is about
 		w.mu.Unlock()
@@ -577,10 +576,7 @@ func TestMountThatCompletesAfterTheDriverDeniedItIsUnmounted(t *testing.T) {
 		if err != nil || len(v.Holds) != 1 || !v.Holds[0].Doubt || time.Until(v.Holds[0].Late) > time.Hour {
 			t.Fatalf("%+v, %v", v, err)
 		}
-		v.Holds[0].Late = time.Now()
-		if err := iso.writeVolume(v); err != nil {
-			t.Fatal(err)
-		}
+		expire(t, iso)
 		out := ok[*Recovered](t)(iso.Recover(t.Context(), RecoverOptions{}))
 		equal(t, "unmounted", out.Unmounted, []VolumeRef{{"fake", "a"}})
 		w.mu.Lock()
@@ -607,4 +603,96 @@ func TestDeadlinesNameTheirStage(t *testing.T) {
 			t.Error(w.calls())
 		}
 	}
+}
+
+// doubted checks that all that a recover left is what a driver may still be at work on.
+func doubted(t *testing.T, err error) {
+	t.Helper()
+	e := want(t, err, wire.Pending, "may still carry out a call to mount it", "asked again until")
+	for _, c := range e.Causes {
+		if c.Stage != "unmount" {
+			t.Errorf("%+v", c)
+		}
+	}
+}
+
+// expire makes the time be over in which a Mount that was cut off may come.
+func expire(t *testing.T, iso *Isolator) {
+	t.Helper()
+	all, _, err := iso.allVolumes(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, v := range all {
+		for _, h := range v.Holds {
+			h.Late = time.Time{}
+		}
+		if err := iso.writeVolume(v); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+// A prepare was killed while the driver was at its Mount: recover is told that nothing is mounted, and asks again until the Mount's deadline, so that what the
+// driver mounts after that is not left.
+func TestMountWhoseCallerWasKilledIsUnmountedWhenItComes(t *testing.T) {
+	const id = "0123456789abcdef"
+	cutOff := func(t *testing.T, others ...string) (w *world, iso *Isolator) {
+		w = newWorld(t)
+		w.create(t, "a")
+		iso = w.open(t, "")
+		h := &hold{ID: id, Owner: DefaultOwner, State: mountAsked, Boot: w.boot, Late: time.Now().Add(time.Hour)}
+		for _, name := range append(others, "web") {
+			c, err := iso.newRecord(request(t, name, "a:/a"))
+			if err == nil && name != "web" {
+				c.Phase = phasePrepared
+			}
+			if err == nil {
+				err = iso.writeContainer(c)
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+			h.ref(c.ref())
+		}
+		if err := iso.writeVolume(&volumeRecord{volumeID: volumeID{"fake", "a"}, Holds: []*hold{h}}); err != nil {
+			t.Fatal(err)
+		}
+		return w, iso
+	}
+	mount := func(t *testing.T, w *world) { // what the driver does late
+		ok[string](t)((&fakeDriver{w, "fake"}).Mount(t.Context(), "a", id))
+	}
+	t.Run("by recover", func(t *testing.T) {
+		w, iso := cutOff(t)
+		for range 2 { // the second finds what the first has left pending
+			doubted(t, second(iso.Recover(t.Context(), RecoverOptions{})))
+		}
+		mount(t, w)
+		out := ok[*Recovered](t)(iso.Recover(t.Context(), RecoverOptions{}))
+		equal(t, "unmounted", out.Unmounted, []VolumeRef{{"fake", "a"}})
+		w.empty(t)
+	})
+	t.Run("others have the volume with an id of their own", func(t *testing.T) {
+		w, iso := cutOff(t, "other") // whose volume was lost, and was being mounted again
+		ok[*Prepared](t)(iso.Prepare(t.Context(), request(t, "next", "a:/a")))
+		s := ok[*Status](t)(iso.Status(t.Context(), StatusQuery{Volume: "fake/a"}))
+		if len(s.Volumes) == 0 || !slices.Contains(s.Volumes[0].Containers, "other") || !slices.Contains(s.Volumes[0].Containers, "next") {
+			t.Errorf("%+v", s.Volumes)
+		}
+		mount(t, w)
+		if calls := w.calls("mount fake/a"); len(calls) != 2 || strings.Contains(calls[0], id) {
+			t.Errorf("%v", calls)
+		}
+		ok[*Cleaned](t)(iso.Cleanup(t.Context(), "next", CleanupOptions{}))
+		ok[*Cleaned](t)(iso.Cleanup(t.Context(), "other", CleanupOptions{}))
+		ok[*Recovered](t)(iso.Recover(t.Context(), RecoverOptions{}))
+		w.empty(t)
+	})
+	t.Run("not after a restart of the host, which ends all calls", func(t *testing.T) {
+		w, _ := cutOff(t)
+		w.boot = "boot-2"
+		ok[*Recovered](t)(w.open(t, "").Recover(t.Context(), RecoverOptions{}))
+		w.empty(t)
+	})
 }

@@ -465,7 +465,11 @@ func consistentAfterCrash(t *testing.T, w *world, c *child, point string) {
 		t.Errorf("%s: %v", point, err)
 	}
 	if _, err := iso.Recover(t.Context(), RecoverOptions{HasKnown: true}); err != nil {
-		t.Errorf("%s: %v", point, err)
+		doubted(t, err)
+		expire(t, iso)
+		if _, err := iso.Recover(t.Context(), RecoverOptions{HasKnown: true}); err != nil {
+			t.Errorf("%s: %v", point, err)
+		}
 	}
 	w.empty(t)
 	if t.Failed() {

@@ -798,3 +798,42 @@ func other(t *testing.T, list, known []string) string {
 	}
 	return list[0]
 }
+
+// A policy process that was killed while the driver mounted, and a driver that answers "not mounted" to the recover after it and mounts only then: what it
+// mounted is not left.
+func TestRecoverBeforeTheDriverIsDone(t *testing.T) {
+	harness.Run(t, func(h *harness.Host) {
+		h.AllowAll()
+		fifo := h.Path("tmp", "fifo")
+		if err := unix.Mkfifo(fifo, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		p := h.Plugin("plugin", "-bind", "-count", "ids", "-hold", "Mount:v="+fifo)
+		cmd := h.Command(harness.User{UID: harness.PolicyUID, GID: harness.PolicyGID}, h.Bindgate(), "prepare", "--container", "c", plugin("plugin", "v", "/v"))
+		if err := cmd.Start(); err != nil {
+			t.Fatal(err)
+		}
+		awaitCall(t, h, p, "Mount", 1)
+		cmd.Process.Kill()
+		cmd.Wait()
+		for range 2 {
+			d := recovered(t, h, 75)
+			if len(d.Pending) != 1 || d.Pending[0].Name != "v" || d.Pending[0].Since.IsZero() || !strings.Contains(d.Pending[0].Error, "asked again until") {
+				t.Errorf("%+v", d)
+			}
+		}
+		h.WriteFile(fifo, "go on", 0o600)
+		mnt := filepath.Join(p.Root, "mnt/v")
+		awaitMount(t, h, mnt)
+		recovered(t, h, 0)
+		if strings.Contains(strings.Join(h.Mountinfo(), "\n"), mnt) {
+			t.Error("it is mounted still")
+		}
+		for _, c := range p.Calls("Unmount") {
+			if c.ID != p.Calls("Mount")[0].ID {
+				t.Errorf("%+v", p.Calls())
+			}
+		}
+		wantNothingLeft(t, h)
+	})
+}

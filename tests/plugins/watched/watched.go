@@ -42,6 +42,9 @@ func (c Call) String() string {
 type Plugin struct {
 	Socket, Root string
 
+	// Lenient is a plugin that answers well to an Unmount with an id that holds nothing. To Calls it is an error still.
+	Lenient bool
+
 	// Before is called when a call has arrived, and before anything of it is done; an error is the answer.
 	Before func(c Call) error
 	// After is called when a call was carried out, whether it went well is in c.Err; an error is the answer although it was carried out.
@@ -206,7 +209,9 @@ func (p *Plugin) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		err = p.do(call, in.Name, in.ID, func() error { return p.hold(in.Name, in.ID) })
 	case "Unmount":
 		p.conns.awaitEarlier(p.Socket, r.Context())
-		err = p.do(call, in.Name, in.ID, func() error { return p.release(in.Name, in.ID) })
+		if err = p.do(call, in.Name, in.ID, func() error { return p.release(in.Name, in.ID) }); p.Lenient && errors.Is(err, errNotMounted) {
+			err = nil
+		}
 	case "Remove":
 		err = p.do(call, in.Name, "", func() error {
 			if !p.exists(in.Name) {
@@ -259,10 +264,12 @@ func (p *Plugin) hold(name, id string) error {
 	return nil
 }
 
+var errNotMounted = errors.New("not mounted")
+
 func (p *Plugin) release(name, id string) error {
 	held := p.holders[name]
 	if !held[id] {
-		return fmt.Errorf("volume %s is not mounted by %s", name, id)
+		return fmt.Errorf("volume %s is %w by %s", name, errNotMounted, id)
 	}
 	if len(held) == 1 {
 		if err := p.unmount(name); err != nil {
