@@ -73,9 +73,11 @@ func (iso *Isolator) cleanup(ctx context.Context, container string, how cleanHow
 // cleanHow says how a container is cleaned up.
 type cleanHow struct {
 	manner
-	force    bool // detach lazily
-	detached bool // nothing of it is attached, as the helper said
-	last     bool // the record goes with its last entry; one whose unmount is pending stays, so that a cleanup of the container tries again
+	force    bool              // detach lazily
+	detached bool              // nothing of it is attached, as the helper said
+	swept    bool              // the helper has just seen that it is gone, and so dropped its record of it
+	seen     func() []sighting // what is mounted in other namespaces, if it was looked up already
+	last     bool              // the record goes with its last entry; one whose unmount is pending stays, so that a cleanup of the container tries again
 }
 
 // clean cleans a container up, under its lock. Nested containers must be gone.

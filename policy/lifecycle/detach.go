@@ -101,6 +101,13 @@ func (iso *Isolator) letGoOf(ctx context.Context, c *containerRecord, entries []
 		}
 		out.Detached = append(out.Detached, gone...)
 	}
+	if left := iso.strayed(ctx, c, inside, out.Detached, how); len(left) > 0 && !how.forget {
+		out.Pending = append(out.Pending, left...)
+		if err := iso.writeContainer(c); err != nil {
+			return err
+		}
+		return pendingBecause(strayedError(left), out)
+	}
 	type outcome struct {
 		unmounted bool
 		pending   *Pending

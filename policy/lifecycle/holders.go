@@ -55,13 +55,10 @@ func visibleHolders(mountpoint string) []Holder {
 	if err != nil {
 		return list
 	}
-	mounts, err := mountinfo.GetMounts(mountinfo.ParentsFilter(mountpoint))
-	if err != nil || len(mounts) == 0 {
+	on, root := hostMount(mountpoint)
+	if on == nil {
 		return list
 	}
-	slices.Reverse(mounts) // of several at one place the last is on top
-	on := slices.MaxFunc(mounts, func(a, b *mountinfo.Info) int { return len(a.Mountpoint) - len(b.Mountpoint) })
-	root := filepath.Join(on.Root, strings.TrimPrefix(mountpoint, on.Mountpoint))
 	same := func(m *mountinfo.Info) (skip, stop bool) {
 		is := m.Major == on.Major && m.Minor == on.Minor && beneath(root, m.Root)
 		return !is, is

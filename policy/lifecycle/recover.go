@@ -49,7 +49,7 @@ func (iso *Isolator) Recover(ctx context.Context, o RecoverOptions) (*Recovered,
 			return nil, cannot(doing, err)
 		}
 	}
-	r := &recovery{iso: iso, o: o, how: manner{noDrivers: o.NoDrivers, silent: &sync.Map{}}, lost: map[string]bool{}, out: &Recovered{Schema: Schema,
+	r := &recovery{iso: iso, o: o, how: manner{noDrivers: o.NoDrivers, silent: &sync.Map{}}, seen: sync.OnceValue(func() []sighting { return sightings() }), swept: map[string]bool{}, lost: map[string]bool{}, out: &Recovered{Schema: Schema,
 		Kept: []string{}, Cleaned: []string{}, RolledBack: []string{}, Orphans: []string{}, Unmounted: []VolumeRef{}, Pending: []Pending{}, Corrupt: []string{},
 		Errors: []string{}}}
 	for _, step := range []func(context.Context){r.corrupt, r.read, r.ledger, r.missing, r.containers, r.strangers, r.volumes, r.temporary} {
@@ -68,7 +68,10 @@ type recovery struct {
 	how      manner
 	all      []*containerRecord       // of all owners, as they were at the beginning
 	attached map[string][]wire.Fields // by container: what the helper has of it; nil if the helper could not be asked
+	swept    map[string]bool          // containers of which the helper dropped what has ended
 	lost     map[string]bool          // volumes whose records were corrupt, by key
+
+	seen func() []sighting // once for all containers
 
 	mu     sync.Mutex
 	out    *Recovered
@@ -178,6 +181,8 @@ func (r *recovery) ledger(ctx context.Context) {
 	for _, b := range reply.Blocks {
 		if b.Get("corrupt") == "1" {
 			r.out.Corrupt = append(r.out.Corrupt, b.Get("mount"))
+		} else {
+			r.swept[b.Get("container")] = true
 		}
 	}
 	reply, err = r.iso.ask(ctx, &wire.Request{Op: wire.OpQuery, Owner: r.iso.owner})
@@ -339,7 +344,7 @@ func (r *recovery) clean(ctx context.Context, c *containerRecord, force, unchang
 	_, has := r.attached[c.Container]
 	// A helper that was asked before the crash may still be at work: it is waited for by a detach, but not by the query.
 	asked := c.Phase == phaseIsolating || slices.ContainsFunc(c.Volumes, func(e *entry) bool { return e.Pending })
-	out, err := r.iso.clean(ctx, c, cleanHow{force: force, detached: r.attached != nil && !has && unchanged && !asked, manner: r.how})
+	out, err := r.iso.clean(ctx, c, cleanHow{force: force, detached: r.attached != nil && !has && unchanged && !asked, swept: !has && r.swept[c.Container], seen: r.seen, manner: r.how})
 	r.add(func(all *Recovered) {
 		if out != nil {
 			all.Unmounted = append(all.Unmounted, out.Unmounted...)

@@ -837,3 +837,63 @@ func TestRecoverBeforeTheDriverIsDone(t *testing.T) {
 		wantNothingLeft(t, h)
 	})
 }
+
+// The helper's record of a live container was corrupt and is moved aside: nobody can detach its volumes any more. They stay its own until it unmounts them or
+// ends, its first process or another; the driver is not told to unmount them before, and who has them is said.
+func TestLostLedgerRecord(t *testing.T) {
+	harness.Run(t, func(h *harness.Host) {
+		h.AllowAll()
+		p := h.Plugin("plugin", "-bind")
+		own := h.Container(harness.ContainerOptions{ID: "own"})
+		shared := h.SharedRoot(harness.SharedRootOptions{ID: "shared"})
+		unmounts := 0
+		for c, at := range map[*harness.Container]string{own: "/made/v", shared: place(h, "shared")} {
+			attach(t, h, c, plugin("plugin", c.ID, at))
+			file := onlyRecord(t, h.Ledger())
+			if err := os.Truncate(file, 100); err != nil {
+				t.Fatal(err)
+			}
+			if d := recovered(t, h, 0); len(d.Corrupt) != 1 {
+				t.Errorf("%+v", d)
+			}
+			refused := func(pid int, args ...string) {
+				t.Helper()
+				r := h.Policy(append(args, "-o", "json", "--container", c.ID)...)
+				if message := r.Fails(t, wire.Busy); !strings.Contains(message, "lost its record of it") || !strings.Contains(message, fmt.Sprint(pid)) {
+					t.Errorf("%v", r)
+				}
+				if n := len(p.Calls("Unmount")); n != unmounts {
+					t.Errorf("%v: the driver was told to unmount", args)
+				}
+			}
+			refused(c.Pid(), "detach", "--all")
+			refused(c.Pid(), "detach", "--all", "--lazy")
+			refused(c.Pid(), "detach", "--path", at)
+			wantMounted(t, c, at, 1)
+			if s := status(t, h); len(s.Containers) != 1 || len(s.Containers[0].Mounts) != 1 {
+				t.Errorf("%+v", s)
+			}
+			recovered(t, h, 0)
+			refused(c.Pid(), "cleanup", "--force")
+			if c == own {
+				h.Sh("nsenter -t " + c.PIDString() + " -m umount " + at).OK(t)
+			} else {
+				holder := stayIn(t, c, "/")
+				c.Kill()
+				refused(holder.Process.Pid, "cleanup")
+				if d := recovered(t, h, 75); len(d.Pending) != 1 || len(d.Pending[0].Holders) != 1 {
+					t.Errorf("%+v", d)
+				}
+				holder.Process.Kill()
+				holder.Wait()
+			}
+			h.Policy("cleanup", "--container", c.ID, "--force").OK(t)
+			unmounts++
+			wantNothingLeft(t, h)
+			if err := os.RemoveAll(filepath.Join(h.Ledger(), "corrupt")); err != nil {
+				t.Fatal(err)
+			}
+		}
+		wantBalanced(t, h, p)
+	})
+}
