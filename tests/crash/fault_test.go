@@ -18,25 +18,33 @@ import (
 // doing are the calls by which the helper changes something for a container. After one that failed it makes none any more.
 var doing = []int{unix.SYS_OPEN_TREE, unix.SYS_MOVE_MOUNT, unix.SYS_MKDIRAT, unix.SYS_MKNODAT, unix.SYS_SYMLINKAT, unix.SYS_FSOPEN}
 
-// fault makes each call of a program fail in turn, with each of the errors that it can have. The command ends with a status of the contract and an error that
-// names the stage, or all the same with what it was to do; and what it has done is undone, or reported as left.
+// fault makes each call of a program fail in turn. Of the errors that its kind of call can have, each one fails with the next: the first openat of a sweep for
+// want of descriptors, the second for want of memory, the third because the disk is broken, and so on. The command ends with a status of the contract and an
+// error that names the stage, or all the same with what it was to do; and what it has done is undone, or reported as left.
 func (s *sweep) fault() {
-	s.ready()
 	before := s.lines()
 	done := s.h.Policy(s.args(s.verb)...).OK(s.t)
 	success := s.lines()
 	s.settled(s.verb+", undisturbed", outcome{Result: done})
 	s.changed = 0
 
+	failed := map[int]int{} // by the kind of call: how many have failed
 	tried := map[syscall.Errno]int{}
-	for n, i, alone := 1, 0, 0; alone < ended; {
-		s.ready()
+	for n, alone := 1, 0; alone < ended; {
 		var at call
+		last := 0 // the number of at
+		counts := s.counter()
 		var errno syscall.Errno
 		var more []string          // what the helper did after the failure
 		firsts := map[[2]int]int{} // by process and call: the thread that made it first
 		o := s.tr.run(command{user: s.user, args: s.args(s.verb), watch: s.watch, judge: func(c call) act {
-			list := c.errors()
+			if at.n > 0 {
+				if c.pid == at.pid && slices.Contains(doing, c.nr) {
+					more = append(more, c.String())
+				}
+				return act{}
+			}
+			list, i := c.errors(), counts(c)
 			first := firsts[[2]int{c.pid, c.nr}]
 			if first == 0 {
 				firsts[[2]int{c.pid, c.nr}] = c.tid
@@ -52,36 +60,29 @@ func (s *sweep) fault() {
 					list = nil
 				}
 			}
-			switch {
-			case at.n > 0:
-				if c.pid == at.pid && c.by == helper && slices.Contains(doing, c.nr) {
-					more = append(more, c.String())
-				}
-			case c.n == n && i >= len(list):
-				n, i = n+1, 0
-			case c.n >= n:
-				n, at, errno = c.n, c, list[min(i, len(list)-1)]
-				tried[errno]++
-				return act{fail: errno}
+			if i < n || len(list) == 0 {
+				return act{}
 			}
-			return act{}
+			at, last, errno = c, i, list[failed[c.nr]%len(list)]
+			failed[c.nr]++
+			tried[errno]++
+			return act{fail: errno, last: c.by == policy}
 		}})
 		what := "no failure"
 		if at.n == 0 {
 			alone++
 		} else {
 			s.points++
-			alone = 0
+			alone, n = 0, last+1
 			what = fmt.Sprintf("%s, %v fails with %v", s.verb, at, errno)
-			i++
 		}
 		s.quiet()
 		switch now := s.judge(what, o, before, success, more); {
-		case slices.Equal(now, before):
-			s.before = s.fingerprint() // written anew, but the same
+		case slices.Equal(now, before): // as it was, if written anew
+			s.restore()
 		case o.Exit == 0 && slices.Equal(now, success):
 			s.changed++
-			s.finish(s.failing(what, now, o))
+			s.try(s.capture(), what, o, s.finish)
 		default:
 			s.settled(what, o)
 		}
@@ -134,6 +135,6 @@ func lasting(lines []string) []string {
 	})
 }
 
-func TestFaultPolicy(t *testing.T) { sweeps(t, policy, (*sweep).fault) }
+func TestFaultPolicy(t *testing.T) { sweeps(t, policy, (*sweep).fault, verbs...) }
 
-func TestFaultHelper(t *testing.T) { sweeps(t, helper, (*sweep).fault) }
+func TestFaultHelper(t *testing.T) { sweeps(t, helper, (*sweep).fault, verbs...) }

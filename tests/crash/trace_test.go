@@ -42,6 +42,7 @@ type call struct {
 
 // An act is what becomes of a call. The zero act lets it be made.
 type act struct {
+	last bool          // judge need not be asked again
 	kill string        // the program to kill with SIGKILL before the call is made
 	fail syscall.Errno // the call is not made, and answers this; a close is made all the same, as the kernel does
 }
@@ -177,6 +178,7 @@ type session struct {
 	threads map[int]*process // by tid
 	fail    map[int]syscall.Errno
 	killed  map[string]bool
+	done    bool  // judge has said what it had to say: the rest is not watched
 	held    []int // threads that wait until orphaned was called
 	mu      sync.Mutex
 	pids    map[int]bool // of those alive, for the deadline
@@ -384,11 +386,16 @@ func (s *session) stopped(tid int, p *process, ws unix.WaitStatus) error {
 }
 
 func (s *session) resume(tid int, signal uintptr) error {
-	how := uintptr(unix.PTRACE_SYSCALL)
-	if p := s.threads[tid]; p != nil && p.program != s.watch && p.parent == nil {
-		how = unix.PTRACE_CONT
+	how := uintptr(unix.PTRACE_CONT)
+	if p := s.threads[tid]; p != nil && s.watched(p.leader()) || s.fail[tid] != 0 {
+		how = unix.PTRACE_SYSCALL
 	}
 	return ptrace(how, tid, 0, signal)
+}
+
+// watched reports whether a program's calls are looked at: each stop costs more than most calls.
+func (s *session) watched(p *process) bool {
+	return p.program == s.watch && p.started && !s.killed[p.program] && !s.done
 }
 
 // call serves the entry to a system call, and its exit. hold: the thread is not to go on yet.
@@ -412,12 +419,13 @@ func (s *session) call(tid int, p *process) (hold bool, err error) {
 	}
 	leader := p.leader()
 	c := call{by: leader.program, nr: int(info.data[0]), args: [6]uint64(info.data[1:7]), pid: leader.pid, tid: tid, child: p != leader}
-	if c.by != s.watch || !leader.started || s.killed[c.by] || ofRuntime(c) {
+	if !s.watched(leader) || ofRuntime(c) {
 		return false, nil
 	}
 	s.calls[c.by]++
 	c.n = s.calls[c.by]
 	a := s.judge(c)
+	s.done = a.last
 	if a.fail != 0 {
 		s.fail[tid] = a.fail
 		if c.nr != unix.SYS_CLOSE {
@@ -473,7 +481,17 @@ func (s *session) enter(tid int, p *process) error {
 		return err
 	}
 	r.SetPC(at)
-	return syscall.PtraceSetRegs(tid, &r)
+	if err := syscall.PtraceSetRegs(tid, &r); err != nil {
+		return err
+	}
+	for other, of := range s.threads { // until now they were not watched
+		if of == p && other != tid {
+			if err := ptrace(unix.PTRACE_INTERRUPT, other, 0, 0); err != nil && err != unix.ESRCH {
+				return err
+			}
+		}
+	}
+	return nil
 }
 
 // syscallInfo is struct ptrace_syscall_info of linux/ptrace.h.

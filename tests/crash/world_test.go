@@ -6,32 +6,36 @@ import (
 	"bytes"
 	"encoding/json"
 	"fmt"
-	"hash/fnv"
 	"io/fs"
 	"os"
 	"path/filepath"
 	"runtime"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 
 	"golang.org/x/sys/unix"
 
 	"github.com/bindgate/bindgate/tests/harness"
+	"github.com/bindgate/bindgate/tests/plugins/watched"
 )
 
-// A world is the host of one sweep: one container that lives, one plugin that makes real mounts and balances Mount and Unmount by their ids, and the
+// A world is the host of one sweep: one container that lives, one plugin that makes real mounts and knows by which ids it was asked for them, and the
 // volumes that the container is to have.
 type world struct {
 	t    *testing.T
 	h    *harness.Host
-	p    *harness.Plugin
+	p    *watched.Plugin
 	c    *harness.Container // with a root filesystem of its own
 	d    *harness.Container // that shares the host's root, and has ended; nil: none at the moment
 	tr   *tracer
 	user harness.User // who starts bindgate
 	vols []volume
 	root []string // what is in the container's root filesystem when nothing is attached
+
+	mu      sync.Mutex
+	strange []string // what the plugin was asked and should not have been
 }
 
 type volume struct{ driver, name, path string }
@@ -50,7 +54,11 @@ var (
 
 func newWorld(t *testing.T, h *harness.Host, user harness.User, vols []volume) *world {
 	h.AllowAll()
-	w := &world{t: t, h: h, user: user, vols: vols, p: h.Plugin("plugin", "-bind", "-count", "ids"), c: h.Container(harness.ContainerOptions{ID: "c"})}
+	w := &world{t: t, h: h, user: user, vols: vols, c: h.Container(harness.ContainerOptions{ID: "c"})}
+	// It is lenient, so that recover need not wait for what a call that was cut off may still do; that is TestSlowMount's.
+	w.p = &watched.Plugin{Socket: filepath.Join(h.Sockets(), "plugin.sock"), Root: filepath.Join(h.Sources(), "plugin"), Lenient: true, Before: w.asked}
+	w.check(w.p.Start(harness.PolicyGID))
+	t.Cleanup(func() { w.p.Stop() })
 	h.Mkdir(w.sandbox(), 0o755)
 	w.root = w.made()
 	w.tr = newTracer(t, h)
@@ -61,6 +69,20 @@ func newWorld(t *testing.T, h *harness.Host, user harness.User, vols []volume) *
 	w.do("cleanup")
 	w.removeVolumes()
 	return w
+}
+
+// asked notes calls that do not balance.
+func (w *world) asked(c watched.Call) error {
+	ids := w.p.Holders()[c.Name]
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	switch {
+	case c.Call == "Mount" && slices.Contains(ids, c.ID):
+		w.strange = append(w.strange, "the driver was asked twice to mount "+c.Name+" with one id")
+	case c.Call == "Unmount" && len(ids) > 0 && !slices.Contains(ids, c.ID):
+		w.strange = append(w.strange, "the driver was asked to unmount "+c.Name+" with an id that is none of those that hold it")
+	}
+	return nil
 }
 
 func (w *world) mountFlags(vols []volume) (args []string) {
@@ -107,7 +129,9 @@ func (w *world) base(verb string) {
 	switch verb {
 	case "isolate":
 		w.do("prepare")
-	case "detach", "cleanup":
+	case "detach":
+		w.do("attach")
+	case "cleanup":
 		w.do("prepare")
 		w.do("isolate")
 	case "recover":
@@ -197,43 +221,6 @@ func (w *world) made() (list []string) {
 	return list
 }
 
-// ours reports whether a file is state: not the audit log's count of refusals, which is written whenever a request fails.
-func ours(path string) bool {
-	return !strings.HasPrefix(strings.TrimPrefix(filepath.Base(path), "."), "refused+")
-}
-
-// fingerprint is a hash of all that a verb may change, byte for byte: if it is the same as before, nothing happened.
-func (w *world) fingerprint() uint64 {
-	w.t.Helper()
-	sum := fnv.New64a()
-	for _, dir := range []string{w.h.Journal(), w.h.Ledger(), w.h.Volumes()} {
-		err := filepath.WalkDir(dir, func(path string, d fs.DirEntry, err error) error {
-			if err != nil || !ours(path) {
-				return err
-			}
-			fmt.Fprintln(sum, path, d.Type())
-			switch {
-			case d.Type().IsRegular():
-				data, err := os.ReadFile(path)
-				if err != nil {
-					return err
-				}
-				sum.Write(data)
-			case d.Type()&fs.ModeSymlink != 0:
-				to, err := os.Readlink(path)
-				fmt.Fprintln(sum, to, err)
-			}
-			return nil
-		})
-		w.check(err)
-	}
-	for _, file := range []string{"/proc/self/mountinfo", "/proc/" + w.c.PIDString() + "/mountinfo", w.h.Path("tmp", "plugin-plugin.log")} {
-		sum.Write([]byte(w.h.ReadFile(file)))
-	}
-	fmt.Fprintln(sum, w.made())
-	return sum.Sum64()
-}
-
 // The records of the journal, as far as they are looked at.
 type (
 	reference struct{ Owner, Container string }
@@ -280,13 +267,13 @@ type ledgerMount struct {
 
 func (w *world) state() *state {
 	w.t.Helper()
-	s := &state{containers: map[string]containerRecord{}, driver: map[string][]string{}}
+	s := &state{containers: map[string]containerRecord{}}
 	records := func(dir string, read func(name string, payload []byte)) {
 		entries, err := os.ReadDir(dir)
 		w.check(err)
 		for _, e := range entries {
 			name, ok := strings.CutSuffix(e.Name(), ".rec")
-			if !ours(e.Name()) || e.Name() == ".lock" {
+			if !ours(e.Name()) {
 				continue
 			}
 			if !ok || strings.HasPrefix(name, ".") {
@@ -356,23 +343,10 @@ func (w *world) state() *state {
 			s.mounts = append(s.mounts, f[4])
 		}
 	}
-	for _, c := range w.p.Calls("Mount", "Unmount") {
-		ids := s.driver[c.Name]
-		i := slices.Index(ids, c.ID)
-		switch {
-		case c.Call == "Mount" && i >= 0:
-			s.strange = append(s.strange, "the driver was asked twice to mount "+c.Name+" with one id")
-		case c.Call == "Mount":
-			ids = append(ids, c.ID)
-		case i >= 0:
-			ids = slices.Delete(ids, i, i+1)
-		case len(ids) > 0:
-			s.strange = append(s.strange, "the driver was asked to unmount "+c.Name+" with an id that is none of those that hold it")
-		}
-		if s.driver[c.Name] = ids; len(ids) == 0 {
-			delete(s.driver, c.Name)
-		}
-	}
+	w.mu.Lock()
+	s.strange = append(s.strange, w.strange...)
+	w.mu.Unlock()
+	s.driver = w.p.Holders()
 	for _, line := range w.h.Mountinfo() {
 		if at := strings.Fields(line)[4]; strings.HasPrefix(at, w.p.Root+"/mnt/") {
 			s.onHost = append(s.onHost, filepath.Base(at))
