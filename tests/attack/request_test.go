@@ -507,6 +507,51 @@ func TestT32_Floods(t *testing.T) {
 	})
 }
 
+// The limit is of the namespace: it holds whatever uids, owners, containers and processes of it are named.
+func TestT32_LimitWhateverIDsAreUsed(t *testing.T) {
+	harness.Run(t, func(h *harness.Host) {
+		const limit = 6
+		h.HelperTOML(fmt.Sprintf("[callers]\nuids = [0, %d]\n%s[limits]\nmounts_per_namespace = %d\n", harness.OutsiderUID, harness.DefaultHelperTOML, limit))
+		callerSucceeded(t, h.HelperRaw(callerPolicy, callerCreate("data")))
+		c := h.Container(harness.ContainerOptions{ID: "c"})
+		second := exec.Command("nsenter", "--target", c.PIDString(), "--mount", "--", "/bin/sh", "-c", "echo entered; exec sleep 2147483647") // another process of the same namespace
+		out, err := second.StdoutPipe()
+		callerCheck(t, err)
+		callerCheck(t, second.Start())
+		t.Cleanup(func() { second.Process.Kill(); second.Wait() })
+		_, err = out.Read(make([]byte, 1))
+		callerCheck(t, err)
+		h.EnterCgroup(second.Process.Pid, c.Cgroup)
+		before := len(c.Mountinfo("/"))
+		users := []harness.User{callerPolicy, {}, {UID: harness.OutsiderUID, GID: harness.PolicyGID}}
+		attach := func(i int) harness.Result {
+			pid := c.Pid()
+			if i%2 == 1 {
+				pid = second.Process.Pid
+			}
+			return h.HelperRaw(users[i%3], boundary.Encode(&wire.Request{Op: wire.OpAttach, Owner: "o" + strconv.Itoa(i), Container: "c" + strconv.Itoa(i), PID: pid,
+				Mounts: []wire.Mount{{Path: "/m" + strconv.Itoa(i), Source: filepath.Join(h.Volumes(), "data"), Mode: wire.ModeRO}}}))
+		}
+		for i := range limit {
+			callerSucceeded(t, attach(i))
+		}
+		for i := range limit { // by a limit for each id there would be room for all but one
+			if n := len(callerSucceeded(t, h.HelperRaw(users[i%3], boundary.Encode(&wire.Request{Op: wire.OpQuery, Owner: "o" + strconv.Itoa(i), Container: "c" + strconv.Itoa(i)}))).Blocks); n != 1 {
+				t.Fatalf("c%d has %d volumes on record", i, n)
+			}
+		}
+		for i := limit; i < 3*limit; i++ {
+			callerRefused(t, attach(i), wire.LimitExceeded)
+		}
+		if n := len(c.Mountinfo("/")) - before; n != limit {
+			t.Errorf("%d volumes are attached", n)
+		}
+		callerSucceeded(t, h.HelperRaw(users[0], boundary.Encode(&wire.Request{Op: wire.OpDetach, Owner: "o0", Container: "c0"})))
+		callerSucceeded(t, attach(limit))
+		callerRefused(t, attach(limit+1), wire.LimitExceeded)
+	})
+}
+
 // A ledger of ten thousand records: a container is served as if it were alone, and what it cannot find is told at once.
 func TestT32_LargeLedger(t *testing.T) {
 	harness.Run(t, func(h *harness.Host) {
@@ -530,8 +575,7 @@ func TestT32_LargeLedger(t *testing.T) {
 		callerRefused(t, h.HelperRaw(callerPolicy, callerRaw("op=detach", "owner=default", "container=c", "mount="+at)), wire.NotFound)
 		callerRefused(t, h.HelperRaw(callerPolicy, callerRaw("op=remove-volume", "name=none")), wire.VolumeNotFound)
 		callerSucceeded(t, h.HelperRaw(callerPolicy, callerRaw("op=remove-volume", "name=data")))
-		// All of them are of namespaces that are gone, and another's: they are looked at, and stay. HOLE: sweep reads the whole folder once for each record, and does not
-		// get done before its deadline.
+		// All of them are of namespaces that are gone, and another's: they are looked at, and stay.
 		callerSucceeded(t, h.HelperRaw(callerPolicy, boundary.Encode(&wire.Request{Op: wire.OpSweep, Owner: "default"})))
 		if n := len(callerLedger(t, h)); n != 10_000 {
 			t.Errorf("%d records", n)
