@@ -87,11 +87,7 @@ func (a *Attachment) judgeMounts() {
 }
 
 // cloneTrees replaces each descriptor in slots, a tree staged under its name in the working directory, by a detached clone of it. With lock a child with a fresh user and mount
-// namespace makes the clones, so that their attributes are locked. The child shares our memory and descriptor table (CLONE_VM, CLONE_FILES) and runs on this thread's stack while this thread
-// waits (CLONE_VFORK); a copy of the memory would cost more than all that the child does (docs/adr/0013). It makes raw system calls only, with all signals blocked, since the runtime's other threads do not exist in it; it has no exit signal, so that no disposition that the caller left us can reap it. It returns an errno, or 0.
-//
-//go:norace
-//go:noinline
+// namespace makes the clones, so that their attributes are locked. It returns an errno, or 0.
 func cloneTrees(slots []int, names [][5]byte, lock bool) syscall.Errno {
 	if !lock {
 		return cloneInto(slots, names)
@@ -99,15 +95,29 @@ func cloneTrees(slots []int, names [][5]byte, lock bool) syscall.Errno {
 	all, old := ^uint64(0), uint64(0)
 	syscall.RawSyscall6(unix.SYS_RT_SIGPROCMASK, unix.SIG_SETMASK, uintptr(unsafe.Pointer(&all)), uintptr(unsafe.Pointer(&old)), 8, 0, 0)
 	childErrno = unix.EINTR // what one says that is killed
-	pid, errno := vfork(unix.SYS_CLONE, unix.CLONE_VM|unix.CLONE_VFORK|unix.CLONE_FILES|unix.CLONE_NEWUSER|unix.CLONE_NEWNS)
-	if errno == 0 && pid == 0 {
-		childErrno = cloneInto(slots, names)
-		for {
-			syscall.RawSyscall(unix.SYS_EXIT_GROUP, 0, 0, 0)
-		}
-	}
+	errno := cloneInChild(slots, names)
 	syscall.RawSyscall6(unix.SYS_RT_SIGPROCMASK, unix.SIG_SETMASK, uintptr(unsafe.Pointer(&old)), 0, 8, 0, 0)
 	return cmp.Or(errno, childErrno)
+}
+
+// cloneInChild has a child make the clones. It shares our memory and descriptor table (CLONE_VM, CLONE_FILES) and runs on this thread's stack while this thread waits (CLONE_VFORK); a copy of the memory
+// would cost more than all that the child does (docs/adr/0013). It makes raw system calls only, with all signals blocked, since the runtime's other threads do not exist in it, and grows no stack; it has no
+// exit signal, so that no disposition that the caller left us can reap it.
+//
+// The child writes to this frame and below: the compiler may use what is dead in the child for something else, though it lives in us. So the child stays in this function for good, and we leave it
+// at once, as syscall.forkAndExecInChild does.
+//
+//go:norace
+//go:noinline
+func cloneInChild(slots []int, names [][5]byte) syscall.Errno {
+	pid, errno := vfork(unix.SYS_CLONE, unix.CLONE_VM|unix.CLONE_VFORK|unix.CLONE_FILES|unix.CLONE_NEWUSER|unix.CLONE_NEWNS)
+	if errno != 0 || pid != 0 {
+		return errno
+	}
+	childErrno = cloneInto(slots, names)
+	for {
+		syscall.RawSyscall(unix.SYS_EXIT_GROUP, 0, 0, 0)
+	}
 }
 
 // childErrno is what the child leaves in the memory that it shares with us. Its exit status comes later: it waits until every processor has seen that its mount namespace is gone, and nobody needs to
