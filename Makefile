@@ -65,7 +65,7 @@ verify: deps ## build twice, in different places, and compare every byte, the pa
 	@packaging/verify
 
 demo: deps ## the main job, told step by step, on a host of its own
-	@$(MAKE) --no-print-directory -s all BIN=bin/demo PREFIX=/run/bindgate-demo/prefix SYSCONFDIR=/run/bindgate-demo/etc \
+	@$(MAKE) --no-print-directory -s all docs BIN=bin/demo PREFIX=/run/bindgate-demo/prefix SYSCONFDIR=/run/bindgate-demo/etc \
 		LOCALSTATEDIR=/run/bindgate-demo/var RUNDIR=/run/bindgate-demo/run VERSION=demo
 	@$(SUDO) env PATH='$(PATH)' tests/demo/demo bin/demo
 

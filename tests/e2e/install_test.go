@@ -47,6 +47,22 @@ func onlyRead(t *testing.T, docs string) []string {
 	return files
 }
 
+// What was not built is found before anything is put.
+func TestInstallOfWhatIsNotBuilt(t *testing.T) {
+	harness.Run(t, func(h *harness.Host) {
+		at := "/run/installed"
+		cmd := exec.Command("make", "install-built", "SUDO=", "BIN=bin/test", "DOCS="+h.Path("docs"), "PREFIX="+at+"/prefix", "SYSCONFDIR="+at+"/etc", "LOCALSTATEDIR="+at+"/var", "RUNDIR="+at+"/run",
+			"BINDGATE_USER="+harness.PolicyUser, "BINDGATE_GROUP="+harness.PolicyUser)
+		cmd.Dir = checkout(t)
+		if r := h.Do(cmd).Exits(t, 2); !strings.Contains(r.Stderr, "cannot install: "+h.Path("docs")+"/man/* is not there") {
+			t.Errorf("%v", r)
+		}
+		if _, err := os.Stat(at); err == nil {
+			t.Error("it put something all the same")
+		}
+	})
+}
+
 func TestInstall(t *testing.T) {
 	harness.Run(t, func(h *harness.Host) {
 		at := "/run/installed"
