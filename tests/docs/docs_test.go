@@ -188,6 +188,8 @@ func TestCommands(t *testing.T) {
 			t.Fatal("the README says nothing of a clone")
 		}
 		clone := work + "/bindgate"
+		// The same bytes wherever, whenever and by whomever they are built.
+		do(work+"/origin", "umask 077; export TZ=Pacific/Kiritimati LC_ALL=C USER=other; make -s BIN=bin/again && cmp bin/again/bindgate "+clone+"/bin/bindgate && cmp bin/again/bindgate-helper "+clone+"/bin/bindgate-helper").OK(t)
 		h.WriteFile("/etc/bindgate/helper.toml", strings.Replace(h.ReadFile("/etc/bindgate/helper.toml"), "# cgroups = ", "cgroups = [\""+harness.CgroupRule+"\"] # ", 1), 0o644)
 		h.WriteFile("/etc/bindgate/policy.toml", strings.Replace(h.ReadFile("/etc/bindgate/policy.toml"), "\n[plugins]\n", "\n[plugins]\nsocket_dirs = [\"/run/docker/plugins\", \""+h.Sockets()+"\"]\n", 1)+"\n[[rule]]\naction = \"allow\"\n", 0o644)
 		h.WriteFile(clone+"/job.json", h.ReadFile(clone+"/examples/mesos-containerinfo.json"), 0o644)
