@@ -43,7 +43,11 @@ func StatMount(id, nsID uint64) (Mount, error) {
 	if _, _, e := unix.Syscall6(unix.SYS_STATMOUNT, uintptr(unsafe.Pointer(&req)), uintptr(unsafe.Pointer(&buf[0])), uintptr(len(buf)), 0, 0, 0); e != 0 {
 		return Mount{}, e
 	}
-	// struct statmount of linux/mount.h, by offset
+	return parseMount(buf), nil
+}
+
+// parseMount takes struct statmount of linux/mount.h apart, by offset.
+func parseMount(buf []byte) Mount {
 	le := binary.NativeEndian
 	m := Mount{Dev: uint64(le.Uint32(buf[16:]))<<32 | uint64(le.Uint32(buf[20:])), ID: le.Uint64(buf[40:]),
 		Parent: le.Uint64(buf[48:]), OldID: le.Uint32(buf[56:]), Attr: le.Uint64(buf[64:]), Propagation: le.Uint64(buf[72:])}
@@ -56,7 +60,7 @@ func StatMount(id, nsID uint64) (Mount, error) {
 		return string(s)
 	}
 	m.Type, m.Point = text(statmountFSType, 36), text(statmountPoint, 108)
-	return m, nil
+	return m
 }
 
 // Mounted reports whether the mount with this unique id is in the namespace with this id. Only the kernel's word that it is not counts as no.

@@ -106,7 +106,7 @@ func script(b block) string {
 	var s strings.Builder
 	for i := 0; i < len(b.lines); i++ {
 		line := b.lines[i]
-		for strings.HasSuffix(line, "\\") {
+		for strings.HasSuffix(line, "\\") || strings.HasSuffix(line, "|") {
 			i++
 			line += "\n" + b.lines[i]
 		}
@@ -198,6 +198,7 @@ func TestCommands(t *testing.T) {
 		h.Plugin("rexray")
 		h.Sh("chmod 0666 " + h.Sockets() + "/rexray.sock").OK(t) // of the harness' policy user
 
+		verified := 0
 		for i, b := range all {
 			if b.lang != "sh" || strings.HasPrefix(b.mark, "not run: ") || b.mark == "run: clone" || b.mark == "run: podman" {
 				continue
@@ -217,9 +218,38 @@ func TestCommands(t *testing.T) {
 				if r.Exit != 0 {
 					t.Errorf("%v", r)
 				}
+				if strings.HasPrefix(b.place, "SECURITY.md:") && strings.Contains(text, "namei") {
+					verified++
+					for break_, mend := range broken {
+						do("/", break_).OK(t)
+						if r := do(clone, script(b)); r.Exit == 0 {
+							t.Errorf("after %s the verification finds nothing", break_)
+						}
+						do("/", mend).OK(t)
+					}
+					do(clone, script(b)).OK(t)
+				}
 			})
 		}
+		if verified != 1 {
+			t.Errorf("SECURITY.md tells in %d blocks how to verify an installation", verified)
+		}
 	}, harness.Bare())
+}
+
+// broken are installations that the verification of SECURITY.md has to find: how to make one, and how to mend it.
+var broken = map[string]string{
+	"chmod 4755 /usr/local/libexec/bindgate/bindgate-helper":              "chmod 4750 /usr/local/libexec/bindgate/bindgate-helper",
+	"chgrp games /usr/local/libexec/bindgate/bindgate-helper":             "chgrp bindgate /usr/local/libexec/bindgate/bindgate-helper && chmod 4750 /usr/local/libexec/bindgate/bindgate-helper",
+	"ln /usr/local/libexec/bindgate/bindgate-helper /usr/local/another":   "rm /usr/local/another",
+	"chmod g+w /usr/local/libexec":                                        "chmod g-w /usr/local/libexec",
+	"chown bindgate /etc/bindgate":                                        "chown root /etc/bindgate",
+	"chmod o+w /etc/bindgate/helper.toml":                                 "chmod o-w /etc/bindgate/helper.toml",
+	"mv /etc/bindgate /etc/other && ln -s other /etc/bindgate":            "rm /etc/bindgate && mv /etc/other /etc/bindgate",
+	"chmod 0711 /var/lib/bindgate/volumes":                                "chmod 0700 /var/lib/bindgate/volumes",
+	"chown bindgate /run/bindgate/ledger":                                 "chown root /run/bindgate/ledger",
+	"gpasswd -a nobody bindgate":                                          "gpasswd -d nobody bindgate",
+	"setcap cap_sys_admin+ep /usr/local/libexec/bindgate/bindgate-helper": "setcap -r /usr/local/libexec/bindgate/bindgate-helper",
 }
 
 // rootOf is where runc has the state of a harness' container.
