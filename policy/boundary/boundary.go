@@ -45,7 +45,7 @@ func (h *Helper) Call(ctx context.Context, r *wire.Request) (*wire.Reply, error)
 		send = h.dial
 	}
 	began := time.Now()
-	data, how, err := send(ctx, Encode(r))
+	data, how, err := send(ctx, r)
 	switch {
 	case errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded):
 		return nil, abandoned(ctx, r.Op, time.Since(began))

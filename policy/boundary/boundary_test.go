@@ -8,6 +8,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"syscall"
 	"testing"
@@ -61,6 +62,23 @@ var roles = map[string]func(){
 		f.Close()
 		f, _ = os.Open(filepath.Join(dir, "end"))
 		io.ReadAll(f)
+	},
+	// record writes down that it was started, and then what it was asked.
+	"record": func() {
+		note := func(text string) {
+			f, _ := os.OpenFile(filepath.Join(filepath.Dir(os.Args[0]), "log"), os.O_WRONLY|os.O_APPEND|os.O_CREATE, 0o600)
+			f.WriteString(text + "\n")
+			f.Close()
+		}
+		note("started")
+		data, _ := io.ReadAll(os.Stdin)
+		r, err := wire.DecodeRequest(data)
+		if err != nil {
+			note(err.Error())
+			return
+		}
+		note(r.Op)
+		answer(&wire.Reply{})
 	},
 	"deaf": func() { answer(&wire.Reply{}) }, // answers without reading
 }
@@ -205,6 +223,76 @@ func TestLocksAreHeldUntilTheHelperHasEnded(t *testing.T) {
 	f.Close()
 	if err := unix.FcntlFlock(other.Fd(), unix.F_OFD_SETLKW, &lock); err != nil { // waits for ever if it is not released
 		t.Error(err)
+	}
+}
+
+// asked waits until a helper that records has written n lines.
+func asked(t *testing.T, h *Helper, n int) string {
+	t.Helper()
+	for {
+		data, _ := os.ReadFile(filepath.Join(filepath.Dir(h.Path), "log"))
+		if strings.Count(string(data), "\n") >= n {
+			return strings.Join(strings.Fields(string(data)), " ")
+		}
+		if t.Context().Err() != nil {
+			t.Fatalf("only %q", data)
+		}
+		runtime.Gosched()
+	}
+}
+
+func TestReadyHelperServesOneAttach(t *testing.T) {
+	h := as(t, "record")
+	attach := &wire.Request{Op: wire.OpAttach, Owner: "o", Container: "web", PID: 7, Mounts: []wire.Mount{{Path: "/a", Source: "/b", Mode: "ro"}}}
+	ctx, cancel := h.Ready(t.Context())
+	asked(t, h, 1) // it is up before there is a request
+	for _, r := range []*wire.Request{attach, request, attach} {
+		if _, err := h.Call(ctx, r); err != nil {
+			t.Fatal(err)
+		}
+	}
+	cancel()
+	if got, want := asked(t, h, 6), "started attach started query started attach"; got != want {
+		t.Errorf("%q, want %q", got, want)
+	}
+}
+
+// A helper that asks for nothing would be one that is refused, with a line in the audit log.
+func TestReadyHelperWithoutAnAttachIsAskedSomethingHarmless(t *testing.T) {
+	h := as(t, "record")
+	_, cancel := h.Ready(t.Context())
+	cancel()
+	if got, want := asked(t, h, 2), "started query"; got != want {
+		t.Errorf("%q, want %q", got, want)
+	}
+}
+
+func TestReadyHelperThatCannotBeStartedIsReportedByTheCall(t *testing.T) {
+	h := &Helper{Transport: config.TransportExec, Path: filepath.Join(t.TempDir(), "none"), Timeout: time.Minute}
+	ctx, cancel := h.Ready(t.Context())
+	defer cancel()
+	if _, err := h.Call(ctx, &wire.Request{Op: wire.OpAttach}); code(err) != wire.Config {
+		t.Errorf("%v", err)
+	}
+}
+
+// What was started too long ago may end at its own deadline.
+func TestHelperThatWaitedTooLongIsNotUsed(t *testing.T) {
+	h := as(t, "record")
+	p, err := h.start()
+	if err != nil {
+		t.Fatal(err)
+	}
+	p.since = p.since.Add(-readyFor)
+	waiting := make(chan *process, 1)
+	waiting <- p
+	close(waiting)
+	attach := &wire.Request{Op: wire.OpAttach, Owner: "o", Container: "web", PID: 7, Mounts: []wire.Mount{{Path: "/a", Source: "/b", Mode: "ro"}}}
+	if _, err := h.Call(context.WithValue(t.Context(), ready{}, waiting), attach); err != nil {
+		t.Fatal(err)
+	}
+	if got := asked(t, h, 4); strings.Count(got, "started") != 2 || strings.Count(got, "attach") != 1 || strings.Count(got, "query") != 1 {
+		t.Errorf("%q", got)
 	}
 }
 

@@ -3,15 +3,15 @@ package boundary
 import (
 	"bytes"
 	"context"
-	"errors"
 	"fmt"
-	"io"
 	"os"
 	"os/exec"
 	"strings"
+	"time"
 
 	"golang.org/x/sys/unix"
 
+	"github.com/bindgate/bindgate/policy/config"
 	"github.com/bindgate/bindgate/wire"
 )
 
@@ -26,65 +26,154 @@ func Holding(ctx context.Context, files ...*os.File) context.Context {
 	return context.WithValue(ctx, holding{}, files)
 }
 
-// output makes the helper's descriptor 1, a socket, and our end of it. The files that the caller holds are sent to the helper, which never reads there: they lie in its socket, open, until it ends.
-func output(ctx context.Context) (ours, theirs *os.File, err error) {
+// A process is a setuid helper that was started, and waits for its request.
+type process struct {
+	cmd     *exec.Cmd
+	request *os.File // the writing end of its descriptor 0
+	reply   *os.File // our end of the socket that is its descriptor 1
+	stderr  *bounded
+	since   time.Time
+}
+
+// start starts the setuid helper: its name as the only argument, no environment at all (it refuses one, T02), / as working directory.
+func (h *Helper) start() (*process, error) {
+	fail := func(err error) (*process, error) {
+		return nil, wire.Errorf(wire.System, "helper", "cannot make a pipe and a socket for the helper: %v", err)
+	}
+	input, request, err := os.Pipe()
+	if err != nil {
+		return fail(err)
+	}
+	defer input.Close()
 	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
-		return nil, nil, err
+		request.Close()
+		return fail(err)
 	}
-	ours, theirs = os.NewFile(uintptr(fds[0]), "reply"), os.NewFile(uintptr(fds[1]), "output")
+	output := os.NewFile(uintptr(fds[1]), "output")
+	defer output.Close()
+	p := &process{request: request, reply: os.NewFile(uintptr(fds[0]), "reply"), stderr: &bounded{max: maxStderr}, since: time.Now()}
+	p.cmd = &exec.Cmd{Path: h.Path, Args: []string{h.Path}, Env: []string{}, Dir: "/", Stdin: input, Stdout: output, Stderr: p.stderr}
+	if err := p.cmd.Start(); err != nil {
+		request.Close()
+		p.reply.Close()
+		return nil, unreachable("start", h.Path, err)
+	}
+	return p, nil
+}
+
+// ask sends the request and returns the reply. The files that the caller holds are sent first: they lie in the helper's socket, where it never reads, open until it ends.
+func (p *process) ask(ctx context.Context, request []byte) ([]byte, func() string, error) {
+	var err error
 	if files, _ := ctx.Value(holding{}).([]*os.File); len(files) > 0 {
 		var rights []int
 		for _, f := range files {
 			rights = append(rights, int(f.Fd()))
 		}
-		err = unix.Sendmsg(fds[0], []byte{0}, unix.UnixRights(rights...), nil, 0)
+		err = unix.Sendmsg(int(p.reply.Fd()), []byte{0}, unix.UnixRights(rights...), nil, unix.MSG_NOSIGNAL)
 	}
-	if err = errors.Join(err, unix.Shutdown(fds[0], unix.SHUT_WR)); err != nil {
-		ours.Close()
-		theirs.Close()
-		return nil, nil, err
+	if err != nil && err != unix.EPIPE { // or else it has ended already, and cannot act
+		p.dismiss()
+		return nil, nil, wire.Errorf(wire.System, "helper", "cannot give the helper the lock to hold: %v", err)
 	}
-	return ours, theirs, nil
-}
-
-// exec starts the setuid helper: its name as the only argument, no environment at all (it refuses one, T02), / as working directory.
-func (h *Helper) exec(ctx context.Context, request []byte) ([]byte, func() string, error) {
-	ours, theirs, err := output(ctx)
-	if err != nil {
-		return nil, nil, wire.Errorf(wire.System, "helper", "cannot make a socket for the helper's reply: %v", err)
-	}
-	stdout, stderr := &bounded{max: wire.MaxReply}, &bounded{max: maxStderr}
-	cmd := &exec.Cmd{
-		Path: h.Path, Args: []string{h.Path}, Env: []string{}, Dir: "/",
-		Stdin: bytes.NewReader(request), Stdout: theirs, Stderr: stderr,
-	}
-	err = cmd.Start()
-	theirs.Close()
-	if err != nil {
-		ours.Close()
-		return nil, nil, unreachable("start", h.Path, err)
-	}
-	ended := make(chan error, 1)
+	unix.Shutdown(int(p.reply.Fd()), unix.SHUT_WR)
+	answered := make(chan outcome, 1)
+	go p.read(answered)
 	go func() {
-		io.Copy(stdout, ours)
-		ours.Close()
-		ended <- cmd.Wait()
+		p.request.Write(request) // whatever comes of that, what the helper says counts: it may refuse before it has read all
+		p.request.Close()
 	}()
 	select {
-	case <-ctx.Done(): // the goroutine stays to reap it
+	case <-ctx.Done():
 		return nil, nil, ctx.Err()
-	case err := <-ended:
+	case a := <-answered:
 		how := func() string {
-			said := strings.Join(strings.Fields(string(stderr.data)), " ")
+			said := strings.Join(strings.Fields(string(p.stderr.data)), " ")
 			if said == "" {
 				said = "nothing on stderr"
 			}
-			if err == nil {
+			if a.err == nil {
 				return fmt.Sprintf("exit status 0, %s", said)
 			}
-			return fmt.Sprintf("%v, %s", err, said)
+			return fmt.Sprintf("%v, %s", a.err, said)
 		}
-		return stdout.data, how, nil
+		return a.reply, how, nil
 	}
+}
+
+// An outcome is what a helper said, and if that is not whole how it ended.
+type outcome struct {
+	reply []byte
+	err   error
+}
+
+// read reads the reply and reaps the helper. A reply that is whole is told before that: what it takes to end a process, after all is done and recorded, nobody needs to wait for.
+func (p *process) read(answered chan<- outcome) {
+	reply, buf := bounded{max: wire.MaxReply}, make([]byte, 1<<13)
+	whole := false
+	for {
+		n, err := p.reply.Read(buf)
+		reply.Write(buf[:n])
+		if !whole && bytes.HasSuffix(reply.data, []byte("\x00end=\x00")) {
+			whole = true
+			answered <- outcome{reply.data, nil}
+		}
+		if err != nil {
+			break
+		}
+	}
+	p.reply.Close()
+	if err := p.cmd.Wait(); !whole {
+		answered <- outcome{reply.data, err}
+	}
+}
+
+// dismiss ends a helper that there is no request for, with one that changes nothing and that is not worth a line in the audit log.
+func (p *process) dismiss() {
+	p.request.Write(Encode(&wire.Request{Op: wire.OpQuery, Owner: "default", Container: "none"}))
+	p.request.Close()
+	go p.read(make(chan outcome, 1))
+}
+
+type ready struct{}
+
+// Ready starts a helper for the next attach that is asked for with the context it returns, so that it comes up while something else is done: its start is most of what an attach takes. One that waited for
+// longer than readyFor is not used, since its own deadline runs. Call cancel when there will be no attach any more.
+func (h *Helper) Ready(ctx context.Context) (_ context.Context, cancel func()) {
+	if h.Transport == config.TransportSocket {
+		return ctx, func() {}
+	}
+	waiting := make(chan *process, 1)
+	go func() {
+		defer close(waiting)
+		if p, err := h.start(); err == nil { // Call says why not
+			waiting <- p
+		}
+	}()
+	return context.WithValue(ctx, ready{}, waiting), func() {
+		if p, ok := <-waiting; ok {
+			p.dismiss()
+		}
+	}
+}
+
+// readyFor is less than half of the time that the helper waits for its request (DESIGN section 5, step 6).
+const readyFor = 4 * time.Second
+
+// exec asks a setuid helper: one that is ready, or a new one.
+func (h *Helper) exec(ctx context.Context, r *wire.Request) ([]byte, func() string, error) {
+	var p *process
+	if waiting, ok := ctx.Value(ready{}).(chan *process); ok && r.Op == wire.OpAttach {
+		if p = <-waiting; p != nil && time.Since(p.since) >= readyFor {
+			p.dismiss()
+			p = nil
+		}
+	}
+	if p == nil {
+		var err error
+		if p, err = h.start(); err != nil {
+			return nil, nil, err
+		}
+	}
+	return p.ask(ctx, Encode(r))
 }

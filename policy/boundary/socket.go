@@ -12,7 +12,7 @@ import (
 )
 
 // dial asks the helper that systemd starts for each connection. The end of the request is the end of our writing, as it is on a pipe.
-func (h *Helper) dial(ctx context.Context, request []byte) ([]byte, func() string, error) {
+func (h *Helper) dial(ctx context.Context, r *wire.Request) ([]byte, func() string, error) {
 	how := func() string { return "the socket " + h.Socket + " was closed" }
 	c, err := (&net.Dialer{}).DialContext(ctx, "unix", h.Socket)
 	if err != nil {
@@ -29,7 +29,7 @@ func (h *Helper) dial(ctx context.Context, request []byte) ([]byte, func() strin
 	stop := context.AfterFunc(ctx, func() { c.SetDeadline(time.Unix(1, 0)) })
 	defer stop()
 	u := c.(*net.UnixConn)
-	_, err = u.Write(request)
+	_, err = u.Write(Encode(r))
 	if err == nil {
 		err = u.CloseWrite()
 	}

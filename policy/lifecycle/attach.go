@@ -34,6 +34,11 @@ func (iso *Isolator) Attach(ctx context.Context, r Request, pid int) (*Isolated,
 		return nil, cannot(doing, err)
 	}
 	added := c.Volumes
+	if len(containerEntries(added)) > 0 {
+		var cancel func()
+		ctx, cancel = iso.ready(ctx)
+		defer cancel()
+	}
 	c, err = iso.join(ctx, c, p)
 	if err != nil {
 		return nil, cannot(doing, err)

@@ -85,6 +85,8 @@ func (iso *Isolator) settle(ctx context.Context, c *containerRecord, p *process,
 		}
 		return iso.writeContainer(c)
 	}
+	ctx, cancel := iso.ready(ctx)
+	defer cancel()
 	for _, e := range entries {
 		if err := iso.keep(ctx, c.ref(), e); err != nil {
 			return err

@@ -56,6 +56,7 @@ type Isolator struct {
 	owner      string
 	log        *slog.Logger
 	helper     func(context.Context, *wire.Request) (*wire.Reply, error)
+	ready      func(context.Context) (context.Context, func()) // starts the helper for an attach that is about to be asked for
 	boot       string
 	grace      time.Duration
 	observe    func(what, call string, took time.Duration, err error)
@@ -85,7 +86,11 @@ func Open(o Options) (*Isolator, error) {
 		iso.log = slog.New(slog.DiscardHandler)
 	}
 	if iso.helper == nil {
-		iso.helper = boundary.New(o.Policy).Call
+		h := boundary.New(o.Policy)
+		iso.helper, iso.ready = h.Call, h.Ready
+	}
+	if iso.ready == nil {
+		iso.ready = func(ctx context.Context) (context.Context, func()) { return ctx, func() {} }
 	}
 	if iso.findDriver == nil {
 		iso.findDriver = iso.standardDriver
