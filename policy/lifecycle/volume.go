@@ -202,10 +202,14 @@ func (iso *Isolator) VolumeRemove(ctx context.Context, driverName, name string) 
 
 // VolumeList lists the volumes of the named drivers that the rules let the owner see. A driver that cannot be asked is a warning, unless it is the only one.
 func (iso *Isolator) VolumeList(ctx context.Context, drivers ...string) (*VolumeList, error) {
-	if len(drivers) == 0 {
-		drivers = iso.Drivers()
-	}
 	out := &VolumeList{Schema: Schema, Volumes: []VolumeItem{}}
+	if len(drivers) == 0 {
+		var unreadable []*wire.Error
+		drivers, unreadable = iso.survey()
+		for _, err := range unreadable { // of a folder that the policy user may not enter nothing is known
+			out.Warnings = append(out.Warnings, err.Message+" ("+err.Hint+")")
+		}
+	}
 	lists, errs := make([][]driver.Volume, len(drivers)), make([]error, len(drivers))
 	var wg sync.WaitGroup
 	for i, d := range drivers {
@@ -261,18 +265,19 @@ func (l *VolumeList) Filter(key, value string) error {
 	return nil
 }
 
-// Drivers returns the names of the drivers that there are: local, those of policy.toml, and the plugins that are found. None of them is asked.
-func (iso *Isolator) Drivers() []string {
-	names := []string{localDriver, iso.policy.Volume.DefaultDriver}
+// survey returns the names of the drivers that there are: local, those of policy.toml, and the plugins that are found; and why a folder of plugins cannot be
+// looked through. None of them is asked.
+func (iso *Isolator) survey() (names []string, unreadable []*wire.Error) {
+	names = []string{localDriver, iso.policy.Volume.DefaultDriver}
 	for d := range iso.policy.Drivers {
 		names = append(names, d)
 	}
-	found, _ := driver.Survey(driver.Options{SocketDirs: iso.policy.Plugins.SocketDirs, SpecDirs: iso.policy.Plugins.SpecDirs})
+	found, unreadable := driver.Survey(driver.Options{SocketDirs: iso.policy.Plugins.SocketDirs, SpecDirs: iso.policy.Plugins.SpecDirs})
 	for _, l := range found {
 		names = append(names, l.Driver)
 	}
 	slices.Sort(names)
-	return slices.DeleteFunc(slices.Compact(names), func(s string) bool { return s == "" })
+	return slices.DeleteFunc(slices.Compact(names), func(s string) bool { return s == "" }), unreadable
 }
 
 // withVolume does something to a volume under its lock, if the rules allow its use in the mode.

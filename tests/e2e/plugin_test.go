@@ -6,6 +6,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/bindgate/bindgate/policy/lifecycle"
 	"github.com/bindgate/bindgate/tests/harness"
 	"github.com/bindgate/bindgate/wire"
 )
@@ -110,5 +111,33 @@ func TestUnknownDriver(t *testing.T) {
 			t.Errorf("the driver is not named: %s", msg)
 		}
 		wantNothingLeft(t, h)
+	})
+}
+
+// A plugin's socket is root's and a group's. Bindgate keeps the groups of policy.toml when it gives up root; who is not in one is told so, and no plugin is
+// missing from a list in silence.
+func TestPluginOfAGroup(t *testing.T) {
+	harness.Run(t, func(h *harness.Host) {
+		h.AllowAll()
+		p := h.Plugin("nas")
+		if err := os.Chown(p.Socket, 0, 64899); err != nil {
+			t.Fatal(err)
+		}
+		create := func(user harness.User) harness.Result {
+			return h.PolicyAs(user, "", "volume", "create", "-o", "json", "--driver", "nas", "v")
+		}
+		root, policy := harness.User{}, harness.User{UID: harness.PolicyUID, GID: harness.PolicyGID}
+		create(root).Fails(t, wire.DriverUnavailable)
+		h.PolicyTOML("groups = [\"64899\"]\n" + h.ReadFile(h.Path("etc/bindgate/policy.toml")))
+		create(policy).Fails(t, wire.DriverUnavailable) // who is not root cannot join a group
+		create(root).OK(t)
+		if err := os.Chmod(h.Sockets(), 0o700); err != nil {
+			t.Fatal(err)
+		}
+		var ls lifecycle.VolumeList
+		h.PolicyAs(root, "", "volume", "ls", "-o", "json").OK(t).JSON(t, &ls)
+		if len(ls.Volumes) != 0 || len(ls.Warnings) != 1 || !strings.Contains(ls.Warnings[0], h.Sockets()) || !strings.Contains(ls.Warnings[0], "setfacl") {
+			t.Errorf("%+v", ls)
+		}
 	})
 }
