@@ -127,6 +127,7 @@ func (iso *Isolator) attachAdded(ctx context.Context, doing string, c *container
 func (iso *Isolator) undoAttachAdded(ctx context.Context, doing string, c *containerRecord, added []*entry, err error, needed bool) error {
 	failed := cannot(doing, iso.undoAttach(ctx, c, containerEntries(added), err, needed))
 	if !left(failed) {
+		failed.Left = made(added)
 		return iso.undoPrepare(ctx, failed, c, added, added)
 	}
 	for _, e := range added {

@@ -97,6 +97,13 @@ func (iso *Isolator) newRecord(r Request) (*containerRecord, error) {
 			return nil, err
 		} else if !p.Absolute {
 			return nil, bad("the %s %q is not an absolute path", what, path)
+		} else if wire.Printable(path) != path { // the helper would refuse it, when all is mounted
+			return nil, bad("the %s %q holds control characters or is not UTF-8", what, path)
+		}
+	}
+	for key, value := range r.Labels {
+		if wire.Printable(key+value) != key+value {
+			return nil, bad("the label %q=%q holds control characters or is not UTF-8", key, value)
 		}
 	}
 	if r.MountsBy != ByHelper && r.MountsBy != ByAgent {
@@ -298,9 +305,6 @@ func (iso *Isolator) prepare(ctx context.Context, doing string, c *containerReco
 				left = append(left, Step{e.Driver, e.Name, "mount", "the driver has not answered"})
 			}
 		}
-		if e.Created {
-			left = append(left, Step{e.Driver, e.Name, "create", "a volume is never removed unasked"})
-		}
 		if e.Created && e.Driver == localDriver {
 			warnings = append(warnings, fmt.Sprintf("volume %s did not exist and was created; its owner and mode may not be what the job needs "+
 				"(bindgate volume create --driver local --opt mode=... --opt uid=... sets them)", e.volumeID))
@@ -315,8 +319,18 @@ func (iso *Isolator) prepare(ctx context.Context, doing string, c *containerReco
 	} else {
 		failed = cannot(doing, stopped(ctx, "mount", doing))
 	}
-	failed.Left = left
+	failed.Left = append(left, made(entries)...)
 	return nil, iso.undoPrepare(ctx, failed, c, entries, good)
+}
+
+// made are the volumes that did not exist before, as what is left of a prepare that is undone.
+func made(entries []*entry) (left []Step) {
+	for _, e := range entries {
+		if e.Created {
+			left = append(left, Step{e.Driver, e.Name, "create", "a volume is never removed unasked"})
+		}
+	}
+	return left
 }
 
 // undoPrepare gives back what was acquired and drops the entries from the record, and the record with the last.

@@ -84,6 +84,10 @@ func TestRequestIsRefusedBeforeAnythingIsDone(t *testing.T) {
 	self.Parent = "web"
 	rootfs := request(t, "web", "a:/data")
 	rootfs.Rootfs = "relative"
+	forged := request(t, "web", "a:data")
+	forged.Directory = "/var/sandbox\nbindgate: all is well"
+	label := request(t, "web", "a:/data")
+	label.Labels = map[string]string{"name": "\x1b[2J"}
 	by := request(t, "web", "a:/data")
 	by.MountsBy = "nobody"
 	for name, x := range map[string]struct {
@@ -99,6 +103,8 @@ func TestRequestIsRefusedBeforeAnythingIsDone(t *testing.T) {
 		"a parent that is not there":                                 {parent, wire.NotFound},
 		"a container that is its own parent":                         {self, wire.InvalidRequest},
 		"a rootfs that is not absolute":                              {rootfs, wire.InvalidRequest},
+		"a sandbox that the helper would refuse":                     {forged, wire.InvalidRequest},
+		"a label with control characters":                            {label, wire.InvalidRequest},
 		"mounts by somebody else":                                    {by, wire.InvalidRequest},
 		"a driver that cannot be found leaves nothing of the others": {request(t, "web", "no-such//v:/data"), wire.DriverUnavailable},
 	} {

@@ -309,6 +309,10 @@ func TestFailedAttachLeavesTheContainerAsItWas(t *testing.T) {
 			w.on(at, func(string) error { return wire.Errorf(wire.TargetForbidden, "mount", "cannot: no") })
 			want(t, second(iso.Attach(t.Context(), request(t, "web", "b:/b", "c:/c"), c.PID)), wire.TargetForbidden)
 			want(t, second(iso.Attach(t.Context(), request(t, "new", "b:/b", "c:/c"), other.PID)), wire.TargetForbidden)
+			if at == "helper attach" { // what was made for it is told
+				e := want(t, second(iso.Attach(t.Context(), request(t, "new", "made:/m"), other.PID)), wire.TargetForbidden)
+				equal(t, "left", e.Left, []Step{{"fake", "made", "create", "a volume is never removed unasked"}})
+			}
 			w.off()
 			s := ok[*Status](t)(iso.Status(t.Context(), StatusQuery{}))
 			if len(s.Containers) != 1 || len(s.Containers[0].Mounts) != 1 || len(s.Containers[0].Volumes) != 1 || len(s.Volumes) != 1 {
