@@ -25,8 +25,8 @@ func parseOCI(doc *document) (*Job, error) {
 // FromOCI makes a job of an OCI bundle: config is its config.json (none, if empty), annotations are those of the state that a hook gets on stdin.
 //
 // Annotations io.bindgate.volume.N, N a decimal number of at most six digits without leading zeros, hold a volume each in the form of --mount, with driver
-// required; they are applied in the order of N. An annotation that both have must have the same value in both. Another name that begins with io.bindgate, in
-// whatever case, is refused.
+// required; they are applied in the order of N. An annotation that both have must have the same value in both. Another name that begins with io.bindgate. or
+// io.bindgate/, in whatever case, is refused.
 //
 // With dvdiEnv the DVDI variables of process.env are volumes too, after the annotations. An image's author sets its environment, so that is for the operator
 // to allow ([hook] dvdi_env), and a container path is required. Without dvdiEnv they are ignored, with a warning.
@@ -106,7 +106,7 @@ func fromOCI(root at, annotations map[string]string, dvdiEnv bool) (*Job, error)
 func ociAnnotations(root at, state map[string]string) (map[int]string, error) {
 	found := map[int]string{}
 	add := func(name, value string) error {
-		if !strings.HasPrefix(strings.ToLower(name), "io.bindgate") {
+		if folded := strings.ToLower(name); !strings.HasPrefix(folded, "io.bindgate.") && !strings.HasPrefix(folded, "io.bindgate/") {
 			return nil
 		}
 		where := child("annotations", name)
