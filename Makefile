@@ -71,20 +71,20 @@ demo: deps ## the main job, told step by step, on a host of its own
 
 test: deps ## vet, then all tests, on real kernels, containers and plugins
 	$(GO) vet ./...
-	SUDO='$(SUDO)' $(GO) test -count=1 -timeout 10m -exec '$(CURDIR)/tests/exec' ./...
+	SUDO='$(SUDO)' $(GO) test -count=1 -timeout 30m -exec '$(CURDIR)/tests/exec' ./...
 
 # Podman, crun and a Docker engine are unpacked into bin/runtimes, not installed.
 test-runtimes: deps ## the hooks and running containers, with podman, crun, containerd and a Docker engine
 	@SUDO='$(SUDO)' tests/runtimes/fetch
 	$(GO) vet -tags runtimes ./tests/runtimes
-	SUDO='$(SUDO)' $(GO) test -count=1 -timeout 10m -tags runtimes -exec '$(CURDIR)/tests/exec' ./tests/runtimes
+	SUDO='$(SUDO)' $(GO) test -count=1 -timeout 30m -tags runtimes -exec '$(CURDIR)/tests/exec' ./tests/runtimes
 
 # On a Debian system that is unpacked into bin/debian.
 test-packages: deps ## install, upgrade, remove and purge the Debian package on a fresh system
 	@SUDO='$(SUDO)' tests/packages/fetch
 	@for v in 1.0.0 1.0.1; do $(MAKE) --no-print-directory -s deb OUT=bin/packages VERSION=$$v || exit 1; done
 	$(GO) vet -tags packages ./tests/packages
-	SUDO='$(SUDO)' $(GO) test -count=1 -timeout 10m -tags packages -exec '$(CURDIR)/tests/exec' ./tests/packages
+	SUDO='$(SUDO)' $(GO) test -count=1 -timeout 30m -tags packages -exec '$(CURDIR)/tests/exec' ./tests/packages
 
 test-peers: deps ## rclone as it is released, as a plugin: a gigabyte of modules, and minutes to build
 	$(GO) vet -tags peers ./tests/peers
