@@ -124,12 +124,14 @@ func (t *Target) mappedRoot(h *Host, file string) int {
 }
 
 // startTime returns field 22 of /proc/PID/stat: clock ticks since boot; 0 if it cannot be told. The command before it may hold spaces and parentheses.
-func (h *Host) startTime(dir string) (ticks uint64) {
+func (h *Host) startTime(dir string) uint64 {
 	stat, _ := h.Read(dir + "stat")
 	if f := strings.Fields(stat[strings.LastIndexByte(stat, ')')+1:]); len(f) > 19 {
-		ticks, _ = strconv.ParseUint(f[19], 10, 64)
+		if n, err := strconv.ParseUint(f[19], 10, 64); err == nil {
+			return n
+		}
 	}
-	return ticks
+	return 0
 }
 
 // MatchCgroups decides a target rule from the text of /proc/PID/cgroup (cgroups(7)): in at least one hierarchy, and in every hierarchy where the process is not at the root, its path is one of rules or

@@ -38,7 +38,7 @@ func TestCloneTreesManyTimes(t *testing.T) {
 			t.Error(err)
 			return
 		}
-		const n, rounds = 8, 600
+		const n, rounds = 4, 200
 		top := stagingRoot()
 		names, slots := make([][5]byte, n), make([]int, n)
 		for i := range n {
