@@ -212,7 +212,7 @@ func TestSecurityPageIsAllOfSecurityMD(t *testing.T) {
 			t.Errorf("bindgate-security(7) lacks the word %q of SECURITY.md", w)
 		}
 	}
-	if strings.Contains(page, "|") {
+	if regexp.MustCompile(`(?m)^ *\|`).MatchString(page) { // a pipe of a command is none
 		t.Error("bindgate-security(7) has a table in it")
 	}
 }
