@@ -83,11 +83,13 @@ func (s *session) commit(r *wire.Request, target *namespace.Target, list []*priv
 		if done == len(list) {
 			return
 		}
-		for _, a := range slices.Backward(list[:done+1]) {
-			namespace.Try(func() { a.Undo(s.host, s.ledger.Removal(target.NS.ID)) }) // all of them, whatever becomes of one
+		kept := len(before.Mounts)
+		for i, a := range slices.Backward(list[:done+1]) { // all of them, whatever becomes of one; what could not be taken back stays on record
+			if m := record.Mounts[live+i]; namespace.Try(func() { a.Undo(s.host, s.ledger.Removal(target.NS.ID)) }) != nil || !gone(m) {
+				before.Mounts = slices.Insert(before.Mounts, kept, m)
+			}
 		}
-		before.Mounts = append(before.Mounts, slices.DeleteFunc(record.Mounts[live:], gone)...) // what could not be taken back stays on record
-		s.ledger.WriteNS(before)                                                                // where the disk is full the record keeps naming mounts of which the kernel knows better
+		s.ledger.WriteNS(before) // where the disk is full the record keeps naming mounts of which the kernel knows better
 		s.ledger.Leave(s.caller.uid, r.Owner, r.Container, before)
 	}()
 	namespace.Pass(s.ledger.Enter(s.caller.uid, r.Owner, r.Container, target.NS.ID))

@@ -77,6 +77,7 @@ func (r *Recorded) unmake(point string, removal Removal) {
 			RemoveMade(root, r.Names, r.Made, r.Base, r.UID, r.GID, removal)
 		}
 		unix.Close(root)
+		sure(err, r.Names)
 	}
 }
 
@@ -91,7 +92,7 @@ func RootID(fd int) string {
 func openPoint(point string, fuse bool) (int, error) {
 	root, err := unix.Open("/", unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
 	if err != nil || point == "" {
-		return -1, unix.ENOENT
+		return -1, cmp.Or(err, error(unix.ENOENT))
 	}
 	defer unix.Close(root)
 	return Open(root, strings.FieldsFunc(point, func(r rune) bool { return r == '/' }), 0, fuse)
