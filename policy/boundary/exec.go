@@ -3,7 +3,9 @@ package boundary
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
+	"io"
 	"os"
 	"os/exec"
 	"strings"
@@ -87,6 +89,9 @@ func (p *process) ask(ctx context.Context, request []byte) ([]byte, func() strin
 	case <-ctx.Done():
 		return nil, nil, ctx.Err()
 	case a := <-answered:
+		if a.lost != nil {
+			return nil, nil, wire.Errorf(wire.System, "helper", "cannot read the helper's reply: %v", a.lost)
+		}
 		how := func() string {
 			said := strings.Join(strings.Fields(string(p.stderr.data)), " ")
 			if said == "" {
@@ -105,26 +110,30 @@ func (p *process) ask(ctx context.Context, request []byte) ([]byte, func() strin
 type outcome struct {
 	reply []byte
 	err   error
+	lost  error // the reply could not be read
 }
 
 // read reads the reply and reaps the helper. A reply that is whole is told before that: what it takes to end a process, after all is done and recorded, nobody needs to wait for.
 func (p *process) read(answered chan<- outcome) {
 	reply, buf := bounded{max: wire.MaxReply}, make([]byte, 1<<13)
-	whole := false
+	whole, lost := false, error(nil)
 	for {
 		n, err := p.reply.Read(buf)
 		reply.Write(buf[:n])
 		if !whole && bytes.HasSuffix(reply.data, []byte("\x00end=\x00")) {
 			whole = true
-			answered <- outcome{reply.data, nil}
+			answered <- outcome{reply: reply.data}
 		}
 		if err != nil {
+			if err != io.EOF && !errors.Is(err, unix.ECONNRESET) { // that is of the lock, which lay in its socket unread
+				lost = err
+			}
 			break
 		}
 	}
 	p.reply.Close()
 	if err := p.cmd.Wait(); !whole {
-		answered <- outcome{reply.data, err}
+		answered <- outcome{reply.data, err, lost}
 	}
 }
 

@@ -99,7 +99,12 @@ func (iso *Isolator) join(ctx context.Context, c *containerRecord, p *process) (
 			*x.was = *x.said
 		}
 	}
-	return old, iso.writeContainer(old)
+	if err := iso.writeContainer(old); err != nil {
+		old.Volumes = slices.DeleteFunc(old.Volumes, func(e *entry) bool { return slices.Contains(c.Volumes, e) })
+		_ = iso.writeContainer(old) // it may be there, if not for good
+		return nil, err
+	}
+	return old, nil
 }
 
 // attachAdded attaches the entries that prepare made available, or gives them back.

@@ -125,8 +125,9 @@ func (iso *Isolator) letGoOf(ctx context.Context, c *containerRecord, entries []
 	var causes []Cause
 	kept := map[*entry]bool{}
 	for i, e := range entries {
-		e.Attached, e.Pending, e.Since = nil, false, time.Time{}
-		switch o := outcomes[i]; {
+		o := outcomes[i]
+		e.Attached, e.Pending, e.Since = nil, o.err != nil, time.Time{}
+		switch {
 		case o.err != nil:
 			kept[e] = true
 			causes = append(causes, cause(e.volumeID, time.Time{}, o.err))

@@ -132,11 +132,12 @@ func (iso *Isolator) mount(ctx context.Context, drv driver.Driver, v *volumeReco
 	others, had := len(h.Refs) > 0, slices.Contains(h.Refs, ref)
 	h.ref(ref)
 	h.State, h.Owner, h.Boot, h.Late = mountAsked, ref.Owner, iso.boot, time.Now().UTC().Add(iso.policy.For(v.Driver).Mount)
-	if err := iso.writeVolume(v); err != nil {
-		return err
+	asked, newest, mountpoint := false, newestMount(), ""
+	err := iso.writeVolume(v)
+	if err == nil {
+		asked = true
+		mountpoint, err = iso.askMount(ctx, drv, v.volumeID, h.ID)
 	}
-	newest := newestMount()
-	mountpoint, err := iso.askMount(ctx, drv, v.volumeID, h.ID)
 	h.Late = time.Time{}
 	if err == nil {
 		h.State, h.Mountpoint, h.Unsure = mountDone, mountpoint, false
@@ -157,7 +158,7 @@ func (iso *Isolator) mount(ctx context.Context, drv driver.Driver, v *volumeReco
 	}
 	undo := context.WithoutCancel(ctx)
 	switch {
-	case untouched(err) || refused(err):
+	case !asked || untouched(err) || refused(err):
 		v.drop(h)
 	case isCode(err, wire.Timeout):
 		now := time.Now().UTC()

@@ -240,7 +240,11 @@ func (iso *Isolator) replace(ctx context.Context, c *containerRecord) error {
 			}
 		}
 	}
-	return iso.writeContainer(c)
+	if err := iso.writeContainer(c); err != nil {
+		_ = iso.dropContainer(c) // it may be there, if not for good
+		return err
+	}
+	return nil
 }
 
 // stale reports whether a record is that of a container that cannot come back: its process is gone, it is of an earlier boot, or a crash cut it off (its

@@ -160,11 +160,21 @@ func (r *recovery) corrupt(ctx context.Context) {
 
 // read reads the containers' records.
 func (r *recovery) read(ctx context.Context) {
-	all, _, err := r.iso.allContainers(ctx)
+	all, bad, err := r.iso.allContainers(ctx)
 	if err != nil {
 		r.failed(volumeID{}, err)
 	}
 	r.all = all
+	r.unreadable(bad)
+}
+
+// unreadable reports records that could not be read. Those that are corrupt have been moved aside, or are not the owner's.
+func (r *recovery) unreadable(bad []error) {
+	for _, err := range bad {
+		if !isCode(err, wire.StateCorrupt) {
+			r.failed(volumeID{}, err)
+		}
+	}
 }
 
 // mine reports whether a container's record is the owner's.
@@ -200,11 +210,12 @@ func (r *recovery) ledger(ctx context.Context) {
 // missing makes up for volumes' records that are not there any more, of all owners: who uses a volume, and with which id and mountpoint, is in the containers'
 // records too. Of one that was just moved aside nothing else is known; else it is only missed by a container that nobody was letting it go for.
 func (r *recovery) missing(ctx context.Context) {
-	volumes, _, err := r.iso.allVolumes(ctx)
+	volumes, bad, err := r.iso.allVolumes(ctx)
 	if err != nil {
 		r.failed(volumeID{}, err)
 		return
 	}
+	r.unreadable(bad)
 	there := map[volumeID]*volumeRecord{}
 	for _, v := range volumes {
 		there[v.volumeID] = v
@@ -431,10 +442,11 @@ func (r *recovery) strangers(ctx context.Context) {
 
 // volumes drops references that no container confirms, and tries again what is pending, of the owner.
 func (r *recovery) volumes(ctx context.Context) {
-	volumes, _, err := r.iso.allVolumes(ctx)
+	volumes, bad, err := r.iso.allVolumes(ctx)
 	if err != nil {
 		r.failed(volumeID{}, err)
 	}
+	r.unreadable(bad)
 	each(ctx, volumes, func(v *volumeRecord) {
 		if err := r.volume(ctx, v.volumeID); err != nil {
 			r.failed(v.volumeID, err)

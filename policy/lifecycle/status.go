@@ -56,11 +56,10 @@ func (iso *Isolator) Status(ctx context.Context, q StatusQuery) (*Status, error)
 		return nil, failure(wire.Errorf(wire.InvalidRequest, "request", "cannot look for the volume %q: it is named DRIVER/NAME", q.Volume))
 	}
 	id := volumeID{driver, name}
-	containers, warnings, err := iso.allContainers(ctx)
+	containers, bad, err := iso.allContainers(ctx)
 	if err != nil {
 		return nil, cannot("read the records", err)
 	}
-	s.Warnings = warnings
 	shown := map[volumeID]bool{}
 	for _, c := range containers {
 		has := slices.ContainsFunc(c.Volumes, func(e *entry) bool { return e.volumeID == id })
@@ -80,11 +79,13 @@ func (iso *Isolator) Status(ctx context.Context, q StatusQuery) (*Status, error)
 			shown[e.volumeID] = true
 		}
 	}
-	volumes, warnings, err := iso.allVolumes(ctx)
+	volumes, worse, err := iso.allVolumes(ctx)
 	if err != nil {
 		return nil, cannot("read the records", err)
 	}
-	s.Warnings = append(s.Warnings, warnings...)
+	for _, err := range append(bad, worse...) {
+		s.Warnings = append(s.Warnings, err.Error())
+	}
 	for _, v := range volumes {
 		if q.Volume != "" && v.volumeID != id || q.Container != "" && !shown[v.volumeID] {
 			continue
@@ -122,8 +123,8 @@ func (v *volumeRecord) status(owner string) *VolumeStatus {
 	return vs
 }
 
-// allContainers reads every container's record, sorted by owner and id.
-func (iso *Isolator) allContainers(ctx context.Context) (list []*containerRecord, warnings []string, err error) {
+// allContainers reads every container's record, sorted by owner and id; bad are the errors of those that it cannot read.
+func (iso *Isolator) allContainers(ctx context.Context) (list []*containerRecord, bad []error, err error) {
 	names, err := iso.containers.List()
 	if err != nil {
 		return nil, nil, err
@@ -135,7 +136,7 @@ func (iso *Isolator) allContainers(ctx context.Context) (list []*containerRecord
 		owner, id, _ := strings.Cut(name, "@")
 		c, err := iso.readContainer(reference{owner, id})
 		if err != nil {
-			warnings = append(warnings, err.Error())
+			bad = append(bad, err)
 		} else if c != nil {
 			list = append(list, c)
 		}
@@ -143,11 +144,11 @@ func (iso *Isolator) allContainers(ctx context.Context) (list []*containerRecord
 	slices.SortFunc(list, func(a, b *containerRecord) int {
 		return cmp.Or(cmp.Compare(a.Owner, b.Owner), cmp.Compare(a.Container, b.Container))
 	})
-	return list, warnings, nil
+	return list, bad, nil
 }
 
-// allVolumes reads every volume's record, sorted.
-func (iso *Isolator) allVolumes(ctx context.Context) (list []*volumeRecord, warnings []string, err error) {
+// allVolumes reads every volume's record, sorted; bad as allContainers.
+func (iso *Isolator) allVolumes(ctx context.Context) (list []*volumeRecord, bad []error, err error) {
 	names, err := iso.volumes.List()
 	if err != nil {
 		return nil, nil, err
@@ -158,13 +159,13 @@ func (iso *Isolator) allVolumes(ctx context.Context) (list []*volumeRecord, warn
 		}
 		v, err := iso.readVolumeNamed(name)
 		if err != nil {
-			warnings = append(warnings, err.Error())
+			bad = append(bad, err)
 		} else if v != nil {
 			list = append(list, v)
 		}
 	}
 	sortIDs(list, func(v *volumeRecord) volumeID { return v.volumeID })
-	return list, warnings, nil
+	return list, bad, nil
 }
 
 // readVolumeNamed reads a volume's record by the name of the record; nil where there is none.
