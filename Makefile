@@ -93,9 +93,9 @@ test-peers: deps ## rclone as it is released, as a plugin: a gigabyte of modules
 test-model: deps ## MODELCHECKS (default 100) random sequences of verbs against a model; MODELSEED=N makes those of an earlier run
 	SUDO='$(SUDO) env MODELCHECKS=$(or $(MODELCHECKS),100) MODELSEED=$(or $(MODELSEED),$(shell date +%s))' $(GO) test -v -count=1 -timeout 30m -exec '$(CURDIR)/tests/exec' ./tests/model
 
-test-crash: deps ## the kill sweep and the fault sweep: both programs at every system call. Takes a while
+test-crash: deps ## the kill sweep and the fault sweep: both programs at every system call
 	$(GO) vet -tags crash ./tests/crash
-	SUDO='$(SUDO)' $(GO) test -v -count=1 -timeout 90m -tags crash -exec '$(CURDIR)/tests/exec' ./tests/crash
+	SUDO='$(SUDO)' $(GO) test -v -count=1 -timeout 60m -tags crash -exec '$(CURDIR)/tests/exec' ./tests/crash
 
 soak: deps ## 64 processes at once, killed at random, for SOAKTIME (default 3m); SOAKSEED=N makes the choices of an earlier run
 	SUDO='$(SUDO) env SOAKTIME=$(or $(SOAKTIME),3m) SOAKSEED=$(SOAKSEED)' $(GO) test -v -count=1 -timeout 24h -exec '$(CURDIR)/tests/exec' ./tests/soak

@@ -4,6 +4,7 @@ package crash
 
 import (
 	"fmt"
+	"os"
 	"slices"
 	"syscall"
 
@@ -24,6 +25,11 @@ func ofRuntime(c call) bool {
 		return c.args[0] == unix.PR_SET_VMA
 	case unix.SYS_TGKILL:
 		return c.args[2] == uint64(unix.SIGURG) || c.args[2] == 33 // preemption; a call that is made on all threads
+	case unix.SYS_READ, unix.SYS_WRITE: // its poller is woken
+		if c.args[2] == 8 {
+			to, _ := os.Readlink(fmt.Sprintf("/proc/%d/fd/%d", c.pid, c.args[0]))
+			return to == "anon_inode:[eventfd]"
+		}
 	}
 	return false
 }
