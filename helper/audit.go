@@ -66,15 +66,18 @@ func (a *audit) intent(r *wire.Request, mounts []state.LedgerMount) {
 	namespace.Check(a.write("intent", r, list), wire.System, "audit", "cannot write the audit log %s, so nothing is attached", a.s.config.Audit.File)
 }
 
-// outcome writes down how a request ended. A failure to write is nobody's error any more. Questions that were answered are not written down.
+// outcome writes down how a request ended. A failure to write is nobody's error any more. Questions that were answered are not written down, also when the answer is that there is no such volume: they would use up what refusals have room for.
 func (a *audit) outcome(r *wire.Request, blocks []wire.Fields, err error) {
+	if r != nil && (r.Op == wire.OpQuery || r.Op == wire.OpListVolumes) && (err == nil || wire.AsError(err).Code == wire.VolumeNotFound) {
+		return
+	}
 	var list []string
 	for _, b := range blocks {
 		list = append(list, object("target", b.Get("target"), "container_path", b.Get("mount"), "mount_id", b.Get("id")))
 	}
-	if err == nil && r.Op != wire.OpQuery && r.Op != wire.OpListVolumes {
+	if err == nil {
 		a.write("done", r, list)
-	} else if err != nil {
+	} else {
 		e, event := wire.AsError(err), "failed"
 		if e.Code.Exit() == wire.Denied.Exit() {
 			event = "refused"

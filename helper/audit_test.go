@@ -155,11 +155,13 @@ func TestQuestionsThatWereAnsweredAreNotWrittenDown(t *testing.T) {
 	for _, op := range []string{wire.OpQuery, wire.OpListVolumes} {
 		s.audit.outcome(&wire.Request{Op: op}, nil, nil)
 	}
+	s.audit.outcome(&wire.Request{Op: wire.OpListVolumes}, nil, wire.Errorf(wire.VolumeNotFound, "volume", "cannot find")) // what each volume create asks first
 	if got := lines(); len(got) != 0 {
 		t.Errorf("%q", got)
 	}
 	s.audit.outcome(&wire.Request{Op: wire.OpQuery}, nil, wire.Errorf(wire.Denied, "caller", "cannot serve"))
-	if got := lines(); len(got) != 1 {
+	s.audit.outcome(&wire.Request{Op: wire.OpRemoveVolume}, nil, wire.Errorf(wire.VolumeNotFound, "volume", "cannot find"))
+	if got := lines(); len(got) != 2 {
 		t.Errorf("%q", got)
 	}
 }
