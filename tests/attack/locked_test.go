@@ -2,10 +2,8 @@ package attack
 
 import (
 	"fmt"
-	"math"
 	"os"
 	"path/filepath"
-	"runtime"
 	"strconv"
 	"strings"
 	"testing"
@@ -142,111 +140,36 @@ func TestT24_LockedAttributes(t *testing.T) {
 	}
 }
 
-// oneProcessor has this process and all that it starts run on one processor.
-func oneProcessor(t *testing.T) {
-	t.Helper()
-	var may, one unix.CPUSet
-	callerCheck(t, unix.SchedGetaffinity(0, &may))
-	for n := 0; one.Count() == 0; n++ {
-		if may.IsSet(n) {
-			one.Set(n)
-		}
-	}
-	tasks, err := os.ReadDir("/proc/self/task") // those of the future have it from these
-	callerCheck(t, err)
-	for _, task := range tasks {
-		tid, err := strconv.Atoi(task.Name())
-		callerCheck(t, err)
-		callerCheck(t, unix.SchedSetaffinity(tid, &one))
-	}
-}
-
-// namespacesMade is how many namespaces f makes: the ids that one processor gives them count up. Others may make some on it at the same time, so the least of a few tries is it.
-func namespacesMade(t *testing.T, f func()) (least uint64) {
-	t.Helper()
-	newest := func() (id uint64, err error) {
-		if err := unix.Unshare(unix.CLONE_FS | unix.CLONE_NEWNS); err != nil {
-			return 0, err
-		}
-		fd, err := unix.Open("/proc/thread-self/ns/mnt", unix.O_RDONLY|unix.O_CLOEXEC, 0)
-		if err != nil {
-			return 0, err
-		}
-		defer unix.Close(fd)
-		return advNamespace(fd)
-	}
-	var onAThread func(f func())
-	onAThread = func(f func()) {
-		done := make(chan struct{})
-		go func() {
-			defer close(done)
-			runtime.LockOSThread() // and never unlocked, so that the thread ends with the goroutine
-			if unix.Gettid() != os.Getpid() {
-				f()
-				return
-			}
-			defer runtime.UnlockOSThread() // but for the first one, which is what others see of this process
-			onAThread(f)
-		}()
-		<-done
-	}
-	id := func() (id uint64) {
-		var err error
-		onAThread(func() { id, err = newest() })
-		callerCheck(t, err)
-		return id
-	}
-	least = math.MaxUint64
-	for range 5 {
-		before := id()
-		f()
-		least = min(least, id()-before-1)
-	}
-	return least
-}
-
-// However many volumes a request has, directories and files, they pass through one staging namespace, and one child locks them: more would need namespaces of their own, and the filter admits no other
-// child. The naive way, a request for each, makes them for each.
+// However many volumes a request has, directories and files, they pass through one staging namespace, and one child locks them. The naive way, a request for each, makes both for each.
 func TestT24_OneStagingNamespaceAndOneChild(t *testing.T) {
 	boxRun(t, func(t *testing.T, h *boxHost) {
-		oneProcessor(t)
 		c := h.Container(harness.ContainerOptions{ID: "c"})
-		made := func(requests, mounts int) uint64 {
-			var list []*wire.Request
-			for i := range requests * mounts {
-				source := filepath.Join(h.Sources(), fmt.Sprint("v", i))
-				if i%2 == 0 {
-					h.Mkdir(source, 0o755)
-				} else {
-					h.WriteFile(source, "x", 0o644)
+		for what, x := range map[string]struct{ requests, mounts int }{"one volume": {1, 1}, "the naive way": {8, 1}, "64 volumes": {1, 64}} {
+			staging, children := 0, 0
+			for n := range x.requests {
+				r := &wire.Request{Op: wire.OpAttach, Owner: "default", Container: "c" + c.PIDString(), PID: c.Pid()}
+				for i := range x.mounts {
+					source := filepath.Join(h.Sources(), fmt.Sprint("v", i))
+					if i%2 == 0 {
+						h.Mkdir(source, 0o755)
+					} else {
+						h.WriteFile(source, "x", 0o644)
+					}
+					r.Mounts = append(r.Mounts, wire.Mount{Path: fmt.Sprint("/data/", n, "/", i), Source: source, Mode: wire.ModeRO})
 				}
-				if i%mounts == 0 {
-					list = append(list, &wire.Request{Op: wire.OpAttach, Owner: "default", Container: "c" + c.PIDString(), PID: c.Pid()})
-				}
-				list[i/mounts].Mounts = append(list[i/mounts].Mounts, wire.Mount{Path: fmt.Sprint("/data/", i), Source: source, Mode: wire.ModeRO})
-			}
-			return namespacesMade(t, func() {
-				for _, r := range list {
-					reply := h.Helper(r)
-					boxOK(t, reply)
-					for _, b := range reply.Blocks {
-						if b.Get("locked") != "1" {
-							t.Errorf("%s is not locked", b.Get("mount"))
-						}
+				trace := srcStep(t, h.Host, r, func([]int) {})
+				boxOK(t, trace.Reply)
+				for _, b := range trace.Reply.Blocks {
+					if b.Get("locked") != "1" {
+						t.Errorf("%s is not locked", b.Get("mount"))
 					}
 				}
-				boxOK(t, h.detach(c.Pid(), false))
-			})
-		}
-		one := made(1, 1)
-		if one < 2 || one > 3 { // the staging namespace and the child's, and where all kinds of namespaces have one series of ids the child's user namespace
-			t.Errorf("a request with one volume makes %d namespaces", one)
-		}
-		if naive := made(8, 1); naive != 8*one {
-			t.Errorf("the naive way: 8 requests make %d namespaces, one makes %d", naive, one)
-		}
-		if all := made(1, 64); all != one {
-			t.Errorf("a request with 64 volumes makes %d namespaces, one with one volume %d", all, one)
+				staging, children = staging+trace.Staging, children+trace.Children
+			}
+			boxOK(t, h.detach(c.Pid(), false))
+			if staging != x.requests || children != x.requests {
+				t.Errorf("%s: %d requests make %d staging namespaces and %d children", what, x.requests, staging, children)
+			}
 		}
 	})
 }

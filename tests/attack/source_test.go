@@ -147,6 +147,8 @@ type srcTrace struct {
 	Reply *wire.Reply
 	Exit  int
 	Calls []int // numbers of the calls
+
+	Staging, Children int // how many of them made a mount namespace, and a child in a user namespace of its own
 }
 
 func srcStep(t *testing.T, h *harness.Host, request *wire.Request, at func(made []int)) srcTrace {
@@ -203,7 +205,8 @@ func srcStep(t *testing.T, h *harness.Host, request *wire.Request, at func(made 
 				_    uint32
 				_, _ uint64
 				nr   uint64
-				_    [7]uint64
+				args [6]uint64
+				_    uint64
 			}
 			const getInfo, entry = 0x420e, 1
 			unix.RawSyscall6(unix.SYS_PTRACE, getInfo, uintptr(pid), unsafe.Sizeof(info), uintptr(unsafe.Pointer(&info)), 0, 0)
@@ -211,6 +214,12 @@ func srcStep(t *testing.T, h *harness.Host, request *wire.Request, at func(made 
 				if pinning = pinning || info.nr == unix.SYS_PIDFD_OPEN; pinning {
 					at(r.Calls)
 					r.Calls = append(r.Calls, int(info.nr))
+					if info.nr == unix.SYS_UNSHARE && info.args[0]&unix.CLONE_NEWNS != 0 {
+						r.Staging++
+					}
+					if info.nr == unix.SYS_CLONE && info.args[0]&unix.CLONE_NEWUSER != 0 {
+						r.Children++
+					}
 				}
 			}
 		case ws.TrapCause() == unix.PTRACE_EVENT_EXEC:
