@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"strings"
+	"sync"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -61,6 +62,7 @@ func (h *Helper) start() (*process, error) {
 		p.reply.Close()
 		return nil, unreachable("start", h.Path, err)
 	}
+	running.Add(1)
 	return p, nil
 }
 
@@ -132,8 +134,26 @@ func (p *process) read(answered chan<- outcome) {
 		}
 	}
 	p.reply.Close()
-	if err := p.cmd.Wait(); !whole {
+	err := p.cmd.Wait()
+	running.Done()
+	if !whole {
 		answered <- outcome{reply.data, err, lost}
+	}
+}
+
+// running counts the helpers that this process started and has not reaped.
+var running sync.WaitGroup
+
+// Wait waits until the helpers that answered have ended too, but not longer than limit. It is for a caller that would get what we leave behind as a child of its own.
+func Wait(limit time.Duration) {
+	ended := make(chan struct{})
+	go func() {
+		running.Wait()
+		close(ended)
+	}()
+	select {
+	case <-ended:
+	case <-time.After(limit):
 	}
 }
 

@@ -16,7 +16,8 @@ import (
 // TestCrunHook is what tests/e2e does with runc, by crun alone.
 func TestCrunHook(t *testing.T) {
 	run(t, func(t *testing.T, h *harness.Host) {
-		call := []specs.Hook{{Path: h.Bindgate(), Args: []string{"bindgate", "hook"}}}
+		timeout := 120 // as in docs/hooks.md: crun waits otherwise then
+		call := []specs.Hook{{Path: h.Bindgate(), Args: []string{"bindgate", "hook"}, Timeout: &timeout}}
 		o := harness.ContainerOptions{ID: "c", Runtime: "crun", Hooks: &specs.Hooks{CreateRuntime: call, Poststop: call}, Mapping: &harness.Mapping{HostID: 300000, Size: 65536}, Privileged: true,
 			Annotations: map[string]string{"io.bindgate.volume.0": "driver=local,name=v,target=/new/v,idmap"}}
 		// crun 1.8 cannot always join a user namespace that it made (setns: EPERM), so nothing is executed in the container later.
