@@ -78,13 +78,30 @@ func (iso *Isolator) settle(ctx context.Context, c *containerRecord, p *process,
 	}
 	c.Process = p
 	entries := containerEntries(c.Volumes)
+	var err error
 	if by == ByAgent || len(entries) == 0 {
 		c.Phase = phaseIsolated
 		if by == ByAgent {
 			c.Phase = phaseBound
 		}
-		return iso.writeContainer(c)
+		err = iso.writeContainer(c)
+	} else {
+		err = iso.attachAll(ctx, c, entries)
 	}
+	if err == nil {
+		return nil
+	}
+	if !left(err) {
+		c.Phase, c.Process = phasePrepared, nil
+	}
+	if werr := iso.writeContainer(c); werr != nil { // also of a record that was written, and then not known to be on disk
+		iso.log.Error("cannot journal a failed isolate", "container", c.Container, "error", werr)
+	}
+	return err
+}
+
+// attachAll attaches a prepared container's volumes, with the intent in the journal first.
+func (iso *Isolator) attachAll(ctx context.Context, c *containerRecord, entries []*entry) error {
 	ctx, cancel := iso.ready(ctx)
 	defer cancel()
 	for _, e := range entries {
@@ -96,23 +113,14 @@ func (iso *Isolator) settle(ctx context.Context, c *containerRecord, p *process,
 	if err := iso.writeContainer(c); err != nil {
 		return err
 	}
-	err := iso.attach(ctx, c, entries)
-	if err == nil {
-		c.Phase = phaseIsolated
-		if err = iso.writeContainer(c); err == nil {
-			return nil
-		}
-		err = iso.undoAttach(ctx, c, entries, err, true)
-	} else {
-		err = iso.undoAttach(ctx, c, entries, err, unknown(err))
+	if err := iso.attach(ctx, c, entries); err != nil {
+		return iso.undoAttach(ctx, c, entries, err, unknown(err))
 	}
-	if !left(err) {
-		c.Phase, c.Process = phasePrepared, nil
+	c.Phase = phaseIsolated
+	if err := iso.writeContainer(c); err != nil {
+		return iso.undoAttach(ctx, c, entries, err, true)
 	}
-	if werr := iso.writeContainer(c); werr != nil {
-		iso.log.Error("cannot journal a failed isolate", "container", c.Container, "error", werr)
-	}
-	return err
+	return nil
 }
 
 // keep has the driver mount a volume again if it lost it since prepare: the folder where it was would be attached instead, and what the container writes would

@@ -58,13 +58,17 @@ func gone(pid int) error {
 	return wire.Errorf(wire.NamespaceGone, "process", "cannot use process %d: it has ended", pid)
 }
 
-// alive reports whether the very process is still running. A zombie is dead: in a poststop hook the first process often still is one.
+// alive reports whether the very process is still running. A zombie is dead: in a poststop hook the first process often still is one. Only what is known to be dead is: where the question fails (no
+// descriptor is left, no memory), the volumes of a living container would be taken from it.
 func (iso *Isolator) alive(p *process) bool {
 	if p == nil || p.Boot != iso.boot {
 		return false
 	}
 	now, err := iso.identify(p.PID)
-	return err == nil && p.same(now)
+	if err != nil {
+		return !isCode(err, wire.NamespaceGone, wire.InvalidRequest)
+	}
+	return p.same(now)
 }
 
 // same reports whether both are one process. A start time that could not be read on one side says nothing.
