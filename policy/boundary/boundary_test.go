@@ -9,7 +9,6 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
-	"strconv"
 	"strings"
 	"syscall"
 	"testing"
@@ -62,12 +61,6 @@ var roles = map[string]func(){
 		f, _ := os.OpenFile(filepath.Join(dir, "began"), os.O_WRONLY, 0)
 		f.Close()
 		f, _ = os.Open(filepath.Join(dir, "end"))
-		io.ReadAll(f)
-	},
-	// linger answers with its pid, and waits to be released.
-	"linger": func() {
-		answer(&wire.Reply{Blocks: []wire.Fields{{{Key: "mount", Value: strconv.Itoa(os.Getpid())}}}})
-		f, _ := os.Open(filepath.Join(filepath.Dir(os.Args[0]), "end"))
 		io.ReadAll(f)
 	},
 	// record writes down that it was started, and then what it was asked.
@@ -300,29 +293,6 @@ func TestHelperThatWaitedTooLongIsNotUsed(t *testing.T) {
 	}
 	if got := asked(t, h, 4); strings.Count(got, "started") != 2 || strings.Count(got, "attach") != 1 || strings.Count(got, "query") != 1 {
 		t.Errorf("%q", got)
-	}
-}
-
-func TestWaitWaitsForAHelperThatAnswered(t *testing.T) {
-	h := as(t, "linger")
-	end := filepath.Join(filepath.Dir(h.Path), "end")
-	if err := unix.Mkfifo(end, 0o600); err != nil {
-		t.Fatal(err)
-	}
-	reply, err := h.Call(t.Context(), request)
-	if err != nil {
-		t.Fatal(err)
-	}
-	Wait(0) // and no longer
-	release, err := os.OpenFile(end, os.O_WRONLY, 0)
-	if err != nil {
-		t.Fatal(err)
-	}
-	release.Close()
-	Wait(time.Minute)
-	pid, _ := strconv.Atoi(reply.Blocks[0].Get("mount"))
-	if err := unix.Kill(pid, 0); err != unix.ESRCH {
-		t.Errorf("the helper %d is still there: %v", pid, err)
 	}
 }
 

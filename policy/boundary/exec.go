@@ -1,7 +1,6 @@
 package boundary
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -9,7 +8,6 @@ import (
 	"os"
 	"os/exec"
 	"strings"
-	"sync"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -62,7 +60,6 @@ func (h *Helper) start() (*process, error) {
 		p.reply.Close()
 		return nil, unreachable("start", h.Path, err)
 	}
-	running.Add(1)
 	return p, nil
 }
 
@@ -115,53 +112,22 @@ type outcome struct {
 	lost  error // the reply could not be read
 }
 
-// read reads the reply and reaps the helper. A reply that is whole is told before that: what it takes to end a process, after all is done and recorded, nobody needs to wait for.
+// read reads the reply to its end, and reaps the helper: whoever started us may be told of what we leave behind (crun is, and misses the end of a hook then).
 func (p *process) read(answered chan<- outcome) {
-	reply, buf := bounded{max: wire.MaxReply}, make([]byte, 1<<13)
-	whole, lost := false, error(nil)
-	for {
-		n, err := p.reply.Read(buf)
-		reply.Write(buf[:n])
-		if !whole && bytes.HasSuffix(reply.data, []byte("\x00end=\x00")) {
-			whole = true
-			answered <- outcome{reply: reply.data}
-		}
-		if err != nil {
-			if err != io.EOF && !errors.Is(err, unix.ECONNRESET) { // that is of the lock, which lay in its socket unread
-				lost = err
-			}
-			break
-		}
+	reply := bounded{max: wire.MaxReply}
+	_, lost := io.Copy(&reply, p.reply)
+	if errors.Is(lost, unix.ECONNRESET) { // that is of the lock, which lay in its socket unread
+		lost = nil
 	}
 	p.reply.Close()
-	err := p.cmd.Wait()
-	running.Done()
-	if !whole {
-		answered <- outcome{reply.data, err, lost}
-	}
+	answered <- outcome{reply.data, p.cmd.Wait(), lost}
 }
 
-// running counts the helpers that this process started and has not reaped.
-var running sync.WaitGroup
-
-// Wait waits until the helpers that answered have ended too, but not longer than limit. It is for a caller that would get what we leave behind as a child of its own.
-func Wait(limit time.Duration) {
-	ended := make(chan struct{})
-	go func() {
-		running.Wait()
-		close(ended)
-	}()
-	select {
-	case <-ended:
-	case <-time.After(limit):
-	}
-}
-
-// dismiss ends a helper that there is no request for, with one that changes nothing and that is not worth a line in the audit log.
+// dismiss ends a helper that there is no request for, with one that changes nothing and that is not worth a line in the audit log, and waits for its end.
 func (p *process) dismiss() {
 	p.request.Write(Encode(&wire.Request{Op: wire.OpQuery, Owner: "default", Container: "none"}))
 	p.request.Close()
-	go p.read(make(chan outcome, 1))
+	p.read(make(chan outcome, 1))
 }
 
 type ready struct{}

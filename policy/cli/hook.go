@@ -24,9 +24,6 @@ import (
 // hookTime is --timeout of a hook unless it is given: shorter than the 120 s in packaging/oci, after which the runtime kills the hook, so that what was done is undone before.
 const hookTime = 90 * time.Second
 
-// helperEnds is how long a hook waits for its helpers to end when all is done. crun takes over what a hook leaves behind, and of two children that end at once it can miss the hook (1.8: "timeout expired").
-const helperEnds = 5 * time.Second
-
 func (a *app) hookCommand() *cobra.Command {
 	var listOnly bool
 	cmd := &cobra.Command{
@@ -46,7 +43,6 @@ The records have the owner "oci" unless --owner says otherwise. An error is writ
 		ValidArgsFunction: cobra.FixedCompletions([]string{hook.StageCreateRuntime, hook.StagePoststop, hook.StagePrecreate},
 			cobra.ShellCompDirectiveNoFileComp),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			defer boundary.Wait(helperEnds)
 			os.Clearenv() // the runtime's whole environment, or an engine's, or nothing
 			if !cmd.Flags().Changed("owner") {
 				a.owner = hook.Owner
