@@ -64,7 +64,8 @@ func (d *Doctor) withNoNewPrivs() string {
 	uid := strconv.Itoa(d.policyUID())
 	for _, pid := range pids() {
 		status, err := os.ReadFile("/proc/" + pid + "/status")
-		if uids := strings.Fields(field(string(status), "Uid")); err == nil && len(uids) > 0 && uids[0] == uid && field(string(status), "NoNewPrivs") == "1" {
+		if uids := strings.Fields(field(string(status), "Uid")); err == nil && len(uids) > 0 && uids[0] == uid && field(string(status), "NoNewPrivs") == "1" &&
+			!strings.HasPrefix(field(string(status), "State"), "Z") { // a zombie starts nothing any more
 			return "process " + pid + " (" + wire.Printable(field(string(status), "Name")) + ")"
 		}
 	}

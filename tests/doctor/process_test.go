@@ -43,8 +43,9 @@ func TestNoNewPrivileges(t *testing.T) {
 			t.Errorf("%+v", c)
 		}
 		in.Close()
+		must(t, unix.Waitid(unix.P_PID, agent.Process.Pid, nil, unix.WEXITED|unix.WNOWAIT, nil))
+		healthy(t, h) // with a zombie, which keeps its uid and no_new_privs
 		agent.Wait()
-		healthy(t, h)
 	})
 }
 
