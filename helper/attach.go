@@ -22,18 +22,22 @@ func (s *session) attach(r *wire.Request) []wire.Fields {
 	s.audit.ns = target.NS.ID
 	place := s.place(r, target)
 	list := make([]*privops.Attachment, len(r.Mounts))
-	for i := range list { // 8
-		a := &privops.Attachment{Mount: &r.Mounts[i], Attr: s.attributes(&r.Mounts[i])}
-		a.Source = s.source(a.Mount)
+	for i := range list { // 8, 9: a filesystem that does not answer holds us up here, and not whoever waits for our locks
+		list[i] = &privops.Attachment{Mount: &r.Mounts[i], Attr: s.attributes(&r.Mounts[i]), Source: s.source(&r.Mounts[i])}
+		list[i].Clone(target)
+	}
+	defer s.held(s.ledger.LockEntry(s.caller.uid, r.Owner, r.Container)).Unlock() // until all is done or undone
+	defer must(s.ledger.LockNS(target.NS.ID)).Unlock()
+	record := must(s.ledger.ReadNS(target.NS.ID))
+	record.Inode = target.NS.Inode
+	s.refuseElsewhere(r, target.NS.ID)
+	s.drop(record, true, func(m state.LedgerMount) bool { return !namespace.Mounted(m.ID, target.NS.ID) }) // what a crash, or the container itself, left of earlier ones
+	for _, a := range list {
 		a.Point = place.Resolve(parse(a.Mount.Path), a.Source.IsDir)
-		list[i] = a
 	}
 	privops.Order(list)
-	for _, a := range list { // 9
-		a.Clone(target)
-	}
 	privops.Stage(list, target.NS, s.config.Mounts.Lock == conf.LockAlways || target.UserNS >= 0)
-	s.commit(r, target, list) // 10, 11
+	s.commit(r, target, list, record) // 10, 11
 	var blocks []wire.Fields
 	for _, a := range list {
 		a.Release()
@@ -46,17 +50,8 @@ func (s *session) attach(r *wire.Request) []wire.Fields {
 	return blocks
 }
 
-// commit records the attachments and makes them. The lock of the namespace is held from before the record is read until all is done or undone.
-func (s *session) commit(r *wire.Request, target *namespace.Target, list []*privops.Attachment) {
-	defer s.held(s.ledger.LockEntry(s.caller.uid, r.Owner, r.Container)).Unlock()
-	defer must(s.ledger.LockNS(target.NS.ID)).Unlock()
-	before := must(s.ledger.ReadNS(target.NS.ID))
-	before.Inode = target.NS.Inode
-	s.refuseElsewhere(r, target.NS.ID)
-	gone := func(m state.LedgerMount) bool { return !namespace.Mounted(m.ID, target.NS.ID) }
-	record := &state.LedgerRecord{NS: target.NS.ID, Inode: target.NS.Inode, Mounts: slices.DeleteFunc(slices.Clone(before.Mounts), gone)}
-	// what a crash, or the container itself, left of earlier ones
-	stale := slices.DeleteFunc(slices.Clone(before.Mounts), func(m state.LedgerMount) bool { return slices.Contains(record.Mounts, m) })
+// commit records the attachments beside those that the record has, and makes them.
+func (s *session) commit(r *wire.Request, target *namespace.Target, list []*privops.Attachment, record *state.LedgerRecord) {
 	live := len(record.Mounts)
 	for _, a := range list {
 		m := state.LedgerMount{UID: s.caller.uid, Owner: r.Owner, Container: r.Container, PID: r.PID, Target: parse(a.Mount.Path).String(), Source: path.Join(a.Source.Path, a.Mount.Subpath), Mode: a.Mount.Mode,
@@ -68,10 +63,6 @@ func (s *session) commit(r *wire.Request, target *namespace.Target, list []*priv
 		}
 		same := func(x state.LedgerMount) bool { return x.Root == m.Root && x.Path == m.Path }
 		namespace.DieIf(slices.ContainsFunc(record.Mounts[:live], same), wire.Errorf(wire.Conflict, "ledger", "cannot attach at %s: there is a volume already", m.Path).WithHint("detach it first"))
-		if i := slices.IndexFunc(stale, same); i >= 0 { // what was made for it is ours to remove still
-			m.Inherit(&stale[i])
-			stale = slices.Delete(stale, i, i+1)
-		}
 		record.Mounts = append(record.Mounts, m)
 	}
 	n := s.config.Limits.MountsPerNamespace
@@ -83,17 +74,15 @@ func (s *session) commit(r *wire.Request, target *namespace.Target, list []*priv
 		if done == len(list) {
 			return
 		}
-		kept := len(before.Mounts)
-		for i, a := range slices.Backward(list[:done+1]) { // all of them, whatever becomes of one; what could not be taken back stays on record
-			if m := record.Mounts[live+i]; namespace.Try(func() { a.Undo(s.host, s.ledger.Removal(target.NS.ID)) }) != nil || !gone(m) {
-				before.Mounts = slices.Insert(before.Mounts, kept, m)
+		for i, a := range slices.Backward(list) { // all of them, whatever becomes of one; what could not be taken back stays on record
+			if i > done || namespace.Try(func() { a.Undo(s.host, s.ledger.Removal(target.NS.ID)) }) == nil && !namespace.Mounted(a.ID, target.NS.ID) {
+				record.Mounts = slices.Delete(record.Mounts, live+i, live+i+1)
 			}
 		}
-		s.ledger.WriteNS(before) // where the disk is full the record keeps naming mounts of which the kernel knows better
-		s.ledger.Leave(s.caller.uid, r.Owner, r.Container, before)
+		s.ledger.WriteNS(record) // where the disk is full the record keeps naming mounts of which the kernel knows better
+		s.ledger.Leave(s.caller.uid, r.Owner, r.Container, record)
 	}()
 	namespace.Pass(s.ledger.Enter(s.caller.uid, r.Owner, r.Container, target.NS.ID))
-	record.Mounts = append(record.Mounts, stale...) // until what was made for them is removed
 	namespace.Pass(s.ledger.WriteNS(record))
 	target.NS.Enter() // 11
 	for ; done < len(list); done++ {
@@ -106,7 +95,6 @@ func (s *session) commit(r *wire.Request, target *namespace.Target, list []*priv
 			defer s.ledger.WriteNS(record)
 		}
 	}
-	namespace.Try(func() { s.drop(record, true, gone) }) // all is attached: what stays is the next one's
 }
 
 // refuseElsewhere refuses a container id that has live mounts in another namespace: an id is one container's.
@@ -177,18 +165,12 @@ func (s *session) source(m *wire.Mount) *privops.Source {
 
 // onHost opens a directory on the host that lies in one of the allowed roots.
 func onHost(p wire.Path, roots []string, what, key string) int {
-	root := beneath(p, roots, what, key)
-	top, _, err := conf.OpenTrusted(root.String(), unix.O_PATH|unix.O_DIRECTORY)
-	namespace.Pass(err)
-	return namespace.Must(privops.Open(top, p.Components[len(root.Components):], 0, false))(wire.TargetForbidden, "target", "cannot use the %s %s", what, p)
-}
-
-// beneath finds the allowed root above a path.
-func beneath(p wire.Path, roots []string, what, key string) wire.Path {
 	list := wire.ParsePaths(roots)
 	i := slices.IndexFunc(list, func(r wire.Path) bool { return r.Contains(p) && len(r.Components) < len(p.Components) })
 	namespace.DieIf(i < 0, wire.Errorf(wire.TargetForbidden, "target", "cannot use the %s %s: it is not under targets.%s of helper.toml", what, p, key))
-	return list[i]
+	top, _, err := conf.OpenTrusted(list[i].String(), unix.O_PATH|unix.O_DIRECTORY)
+	namespace.Pass(err)
+	return namespace.Must(privops.Open(top, p.Components[len(list[i].Components):], 0, false))(wire.TargetForbidden, "target", "cannot use the %s %s", what, p)
 }
 
 // parse takes apart a path that was checked when it was read; "" has no components.

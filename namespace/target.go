@@ -177,24 +177,20 @@ func (h *Host) OpenNS(id, inode uint64) (NS, bool) {
 // walkTo opens a mount namespace by going there from ours, one after the other: the kernel keeps them in the order of their ids.
 func (h *Host) walkTo(id uint64) (int, error) {
 	const next, prev = 0x8010b70b, 0x8010b70c // NS_MNT_GET_NEXT, NS_MNT_GET_PREV of linux/nsfs.h
+	way := map[bool]uint{true: next, false: prev}[h.NS.ID < id]
 	fd, err := unix.Openat(h.Proc, "self/ns/mnt", unix.O_RDONLY|unix.O_CLOEXEC, 0)
-	for way := uint(0); err == nil; {
-		at, e := mountNSID(fd)
-		if e != nil || at == id {
-			return fd, e
-		}
-		if way == 0 {
-			way = map[bool]uint{true: next, false: prev}[at < id]
-		} else if (at < id) != (way == next) {
-			err = unix.ENOENT // passed
-		}
+	for at := h.NS.ID; err == nil && at != id; {
 		was := fd
-		if err == nil {
-			fd, err = unix.IoctlRetInt(was, way)
+		if fd, err = unix.IoctlRetInt(was, way); err == nil {
+			at, err = mountNSID(fd)
 		}
 		unix.Close(was)
+		if err == nil && at != id && (at < id) != (way == next) { // passed: it has ended
+			unix.Close(fd)
+			err = unix.ENOENT
+		}
 	}
-	return -1, err
+	return fd, err
 }
 
 func mountNSID(fd int) (id uint64, err error) {

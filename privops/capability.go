@@ -5,6 +5,7 @@
 package privops
 
 import (
+	"fmt"
 	"strconv"
 	"strings"
 	"syscall"
@@ -61,21 +62,16 @@ func Reduce(h *namespace.Host) {
 
 // CheckStatus checks the text of a thread's status (proc_pid_status(5)): uids, capabilities, no_new_privs and filter are as Reduce wants them. Only the working thread's bounding set is emptied.
 func CheckStatus(status string, working bool) error {
-	want := []string{"Uid:\t0\t0\t0\t0\n", "CapInh:\t" + hex(0), "CapPrm:\t" + hex(allCaps), "CapEff:\t" + hex(allCaps), "CapAmb:\t" + hex(0), "NoNewPrivs:\t1\n", "Seccomp:\t2\n"}
+	want := fmt.Sprintf("Uid:\t0\t0\t0\t0\n,CapInh:\t%016x\n,CapPrm:\t%016x\n,CapEff:\t%016x\n,CapAmb:\t%016x\n,NoNewPrivs:\t1\n,Seccomp:\t2\n", 0, allCaps, allCaps, 0)
 	if working {
-		want = append(want, "CapBnd:\t"+hex(0))
+		want += fmt.Sprintf(",CapBnd:\t%016x\n", 0)
 	}
-	for _, w := range want {
+	for w := range strings.SplitSeq(want, ",") {
 		if !strings.Contains(status, "\n"+w) {
 			return wire.Errorf(wire.Internal, "capabilities", "cannot go on with privilege: a thread does not have %q", w)
 		}
 	}
 	return nil
-}
-
-func hex(c uint64) string { // as in status: 16 digits
-	digits := strconv.FormatUint(c, 16)
-	return strings.Repeat("0", 16-len(digits)) + digits + "\n"
 }
 
 // Confine leaves the calling thread what op needs.

@@ -202,9 +202,6 @@ func TestFilter(t *testing.T) {
 			if err != nil || !bytes.Equal(stored, made.Bytes()) {
 				t.Fatalf("%s is not what seccomp.list says (%v): go test ./privops -run TestFilter -update", file, err)
 			}
-			if arch == runtime.GOARCH && !*update && filter != string(stored) {
-				t.Fatalf("the filter that is compiled in is not %s", file)
-			}
 			prog := make([]unix.SockFilter, len(stored)/unix.SizeofSockFilter)
 			if err := binary.Read(bytes.NewReader(stored), binary.LittleEndian, prog); err != nil {
 				t.Fatal(err)
