@@ -2,6 +2,7 @@ package conf
 
 import (
 	"bytes"
+	"cmp"
 	"io"
 	"os"
 	"strings"
@@ -19,7 +20,7 @@ func OpenTrusted(path string, flags int) (fd int, private bool, err error) {
 	p, err := wire.ParsePath(path)
 	fd, e := unix.Open("/", unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
 	if err != nil || e != nil || !p.Absolute {
-		return -1, false, wire.Errorf(wire.Config, "config", "cannot use the path %s: it must be absolute, without \"..\"", path)
+		return -1, false, wire.Errorf(wire.Config, "config", "cannot use the path %s: it must be absolute, without \"..\"", path).Because(cmp.Or(err, e))
 	}
 	for i, name := range p.Components {
 		at := wire.Path{Absolute: true, Components: p.Components[:i]}.String()
@@ -46,7 +47,7 @@ func OpenTrusted(path string, flags int) (fd int, private bool, err error) {
 // RootOwned checks that what fd refers to belongs to root and is not writable by group or others, and returns its status. path is for the message; the code is config, or system.
 func RootOwned(fd int, path string) (st unix.Stat_t, err error) {
 	if e := unix.Fstat(fd, &st); e != nil {
-		err = wire.Errorf(wire.System, "config", "cannot examine %s: %v", path, e)
+		err = wire.Errorf(wire.System, "config", "cannot examine %s: %v", path, e).Because(e)
 	} else if st.Uid != 0 || st.Mode&0o022 != 0 {
 		err = wire.Errorf(wire.Config, "config", "cannot trust %s: it is owned by uid %d with mode %04o", path, st.Uid, st.Mode&0o7777).WithHint("chown root %s && chmod go-w %s", path, path)
 	}

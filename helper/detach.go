@@ -2,6 +2,7 @@ package main
 
 import (
 	"cmp"
+	"errors"
 	"slices"
 	"strconv"
 	"strings"
@@ -93,10 +94,13 @@ func (s *session) unmakeOnHost(m *state.LedgerMount, removal privops.Removal) {
 	s.host.NS.Enter() // a sweep may have been in a container
 	at := parse(m.HostPath)
 	for _, root := range wire.ParsePaths(slices.Concat(s.config.Targets.SandboxRoots, s.config.Targets.RootfsRoots)) {
-		if fd, _, err := conf.OpenTrusted(root.String(), unix.O_PATH|unix.O_DIRECTORY); err == nil {
-			if root.Contains(at) {
-				privops.RemoveMade(fd, at.Components[len(root.Components):], m.Made, m.Base, m.RootUID, m.RootGID, removal)
-			}
+		if !root.Contains(at) {
+			continue
+		}
+		fd, _, err := conf.OpenTrusted(root.String(), unix.O_PATH|unix.O_DIRECTORY)
+		privops.Sure(errors.Unwrap(err), at.Components) // a root that is gone or not to be trusted is no place of ours any more
+		if err == nil {
+			privops.RemoveMade(fd, at.Components[len(root.Components):], m.Made, m.Base, m.RootUID, m.RootGID, removal)
 			unix.Close(fd)
 		}
 	}

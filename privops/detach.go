@@ -77,7 +77,7 @@ func (r *Recorded) unmake(point string, removal Removal) {
 			RemoveMade(root, r.Names, r.Made, r.Base, r.UID, r.GID, removal)
 		}
 		unix.Close(root)
-		sure(err, r.Names)
+		Sure(err, r.Names)
 	}
 }
 

@@ -335,9 +335,11 @@ func (m *Mountpoint) Unmake(removal Removal) {
 // A Removal calls remove for a folder, named as RootID says, if that is still ours alone, and returns what it returned.
 type Removal func(folder string, remove func() error) error
 
-// sure dies of system if an error leaves it open whether what was made is there: it stays on record then, to be tried again.
-func sure(err error, names []string) {
-	namespace.DieIf(slices.Contains([]error{unix.EIO, unix.ENOMEM, unix.EMFILE, unix.ENFILE}, err), wire.Errorf(wire.System, "detach", "cannot remove what was made at %s: %v", absolute(names), err))
+// Sure dies of system if an error, such as the ledger's own, leaves it open whether what was made is there: it stays on record then, to be tried again.
+func Sure(err error, names []string) {
+	_, ledger := errors.AsType[*wire.Error](err)
+	unknown := slices.Contains([]error{unix.EIO, unix.ENOMEM, unix.EMFILE, unix.ENFILE}, err)
+	namespace.DieIf(ledger || unknown, wire.Errorf(wire.System, "detach", "cannot remove what was made at %s: %v", absolute(names), err))
 }
 
 // RemoveMade removes the last n of names beneath the directory root, as the container's root user, if they are empty, the deepest first, until one is not. They must lie in the very directory base and
@@ -368,7 +370,7 @@ func RemoveMade(root int, names []string, n int, base string, uid, gid int, remo
 			unix.Close(dir)
 		}
 		unix.Close(top)
-		sure(err, names)
+		Sure(err, names)
 	})
 }
 

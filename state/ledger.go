@@ -76,18 +76,31 @@ func (l *Ledger) Share(folder string, ns uint64) error {
 	return nil
 }
 
-// Removal returns a function that calls remove for a folder that was made for ns, unless it is nobody's. One without an entry is: a crash came between.
+// Removal returns a function that calls remove for a folder that was made for ns, unless it is nobody's. One without an entry is: a crash came between. Errors: fs.ErrExist for what is not ns' to
+// remove, system where the ledger cannot tell, and what remove says.
 func (l *Ledger) Removal(ns uint64) func(folder string, remove func() error) error {
 	return func(folder string, remove func() error) error {
-		_, err := l.root.Lstat(shared + folder)
-		if now, e := l.root.Readlink(owned + folder); err == nil || e == nil && (now != recordName(ns) || l.root.Rename(owned+folder, going+folder) != nil) {
+		now, err := l.root.Readlink(owned + folder)
+		_, nobodys := l.root.Lstat(shared + folder) // asked after: an entry that becomes one is found in one place or the other
+		switch {
+		case err == nil && now == recordName(ns):
+			if err = l.root.Rename(owned+folder, going+folder); errors.Is(err, fs.ErrNotExist) {
+				return fs.ErrExist
+			}
+		case err == nil || nobodys == nil:
 			return fs.ErrExist
-		} else if err = remove(); err != nil {
-			l.root.Rename(going+folder, owned+folder)
-			return err
+		case errors.Is(err, fs.ErrNotExist):
+			err = nil
 		}
-		l.root.Remove(going + folder)
-		return nil
+		if err != nil {
+			return l.failed("take", owned+folder, err)
+		}
+		if err = remove(); err != nil {
+			l.root.Rename(going+folder, owned+folder)
+		} else {
+			l.root.Remove(going + folder)
+		}
+		return err
 	}
 }
 
