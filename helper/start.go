@@ -16,7 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/bindgate/bindgate/conf"
-	"github.com/bindgate/bindgate/helper/inherited"
+	_ "github.com/bindgate/bindgate/helper/inherited"
 	"github.com/bindgate/bindgate/namespace"
 	"github.com/bindgate/bindgate/privops"
 	"github.com/bindgate/bindgate/state"
@@ -57,13 +57,16 @@ func startClean() {
 	setMask(0)
 	unix.Setitimer(unix.ItimerReal, unix.Itimerval{Value: unix.NsecToTimeval(int64(killDeadline))}) // instead of the caller's, which survives exec; the signals of the others are ignored
 	namespace.DieIf(len(os.Args) > 1, wire.Errorf(wire.Usage, "start", "cannot take arguments: one request on descriptor 0 is all"))
-	environ := namespace.Must(unix.Open("/proc/self/environ", unix.O_RDONLY|unix.O_CLOEXEC, 0))(wire.System, "start", "cannot open /proc/self/environ") // the kernel's word: the runtime of a setuid program adds to what it tells
-	n, err := unix.Read(environ, make([]byte, 1))
-	namespace.DieIf(os.Getuid() != 0 && (err != nil || n > 0), wire.Errorf(wire.Usage, "start", "cannot take an environment: it must be empty")) // root's, such as systemd's, is gone already
-	unix.Close(environ)
+	passed, err := os.ReadFile("/proc/self/environ")                                                                                                       // the kernel's word: the runtime of a setuid program adds to the environment that it tells
+	namespace.DieIf(os.Getuid() != 0 && (err != nil || len(passed) > 0), wire.Errorf(wire.Usage, "start", "cannot take an environment: it must be empty")) // root's, such as systemd's, is gone already
 	unix.Umask(0o022)
 	namespace.Check(unix.Chdir("/"), wire.System, "start", "cannot chdir to /")
-	namespace.DieIf(inherited.Errno != 0, wire.Errorf(wire.System, "start", "cannot close the descriptors that the caller left open: %v", inherited.Errno))
+	for _, e := range namespace.Must(os.ReadDir("/proc/self/fd"))(wire.System, "start", "cannot list the descriptors that the caller left open") { // what the runtime opened is close-on-exec; what the caller left us cannot be
+		fd, _ := strconv.Atoi(e.Name())
+		if flags, err := unix.FcntlInt(uintptr(fd), unix.F_GETFD, 0); fd > 2 && err == nil && flags&unix.FD_CLOEXEC == 0 {
+			unix.Close(fd)
+		}
+	}
 }
 
 // startDeadline ends the run when it takes too long. What came before asks nothing of the caller or of a filesystem of his, and the kernel's timer ran; one of the runtime's has a thread that waits for it, which every system call on

@@ -34,7 +34,7 @@ var ordinary = map[string]string{
 }
 
 // ordinaryByNumber are those that the core makes by number or the filter admits for the Go runtime and the standard library.
-var ordinaryByNumber = []string{"close_range", "rt_sigaction", "rt_sigprocmask", "dup3", "close", "exit_group",
+var ordinaryByNumber = []string{"rt_sigaction", "rt_sigprocmask", "dup3", "close", "exit_group",
 	"futex", "nanosleep", "sched_yield", "restart_syscall", "mmap", "munmap", "madvise", "mprotect", "rt_sigreturn", "sigaltstack", "tgkill", "getpid", "gettid", "epoll_create1", "epoll_ctl", "epoll_pwait", "eventfd2", "exit",
 	"getrandom", "clock_gettime", "renameat", "symlinkat"}
 
@@ -101,18 +101,6 @@ func (s *scan) file(t *testing.T, name string, file *ast.File) {
 			return true
 		})
 	}
-	ast.Inspect(file, func(n ast.Node) bool { // a number is said by its name in package unix; or is that of close_range, made before that package can be used
-		if call, ok := n.(*ast.CallExpr); ok && len(call.Args) > 0 {
-			f, _ := call.Fun.(*ast.SelectorExpr)
-			number, byName := call.Args[0].(*ast.SelectorExpr)
-			if early, ok := call.Args[0].(*ast.Ident); f != nil && ok && early.Name == "closeRange" && name == "helper/inherited/inherited.go" {
-				uses("close_range")
-			} else if f != nil && strings.HasSuffix(strings.TrimSuffix(f.Sel.Name, "6"), "Syscall") && (!byName || !strings.HasPrefix(number.Sel.Name, "SYS_")) {
-				t.Errorf("%s makes a system call by a number that is not unix.SYS_...", name)
-			}
-		}
-		return true
-	})
 	for _, d := range file.Decls {
 		if g, ok := d.(*ast.GenDecl); ok {
 			for _, spec := range g.Specs {
