@@ -19,7 +19,7 @@ func (s *session) attach(r *wire.Request) []wire.Fields {
 	n := s.config.Limits.MountsPerRequest
 	namespace.DieIf(len(r.Mounts) > n, wire.Errorf(wire.LimitExceeded, "request", "cannot attach %d volumes at once: mounts_per_request of helper.toml is %d", len(r.Mounts), n))
 	target := s.host.Pin(r.PID, r.Start, s.config.Targets.Cgroups) // 7
-	s.audit.ns = target.NS.ID
+	s.audit.ns.Store(target.NS.ID)
 	place := s.place(r, target)
 	list := make([]*privops.Attachment, len(r.Mounts))
 	for i := range list { // 8, 9: a filesystem that does not answer holds us up here, and not whoever waits for our locks

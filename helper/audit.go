@@ -6,6 +6,7 @@ import (
 	"path"
 	"strconv"
 	"strings"
+	"sync/atomic"
 	"time"
 	"unicode/utf16"
 
@@ -21,9 +22,9 @@ import (
 type audit struct {
 	s      *session
 	file   int
-	syslog int    // connected datagram socket; -1: no syslog
-	exe    string // of the caller
-	ns     uint64 // mount namespace of the target, once it is known
+	syslog int           // connected datagram socket; -1: no syslog
+	exe    string        // of the caller
+	ns     atomic.Uint64 // mount namespace of the target, once it is known
 }
 
 // Failures are written down at most refusalBurst times a refusalWindow for each uid; what was left out is counted in the next line (T32).
@@ -113,7 +114,7 @@ func (a *audit) write(event string, r *wire.Request, mounts []string, more ...st
 	c, num := a.s.caller, func(n uint64) string { return strconv.FormatUint(n, 10) }
 	pairs := []string{"time", time.Now().UTC().Format(time.RFC3339Nano), "boot", a.s.host.BootID, "event", event, "uid", num(uint64(c.uid)), "gid", num(uint64(c.gid)), "pid", num(uint64(c.pid)), "exe", a.exe}
 	if r != nil {
-		pairs = append(pairs, "op", r.Op, "owner", r.Owner, "container", r.Container, "volume", r.Name, "forget", map[bool]string{true: "1"}[r.Forget], "target_pid", num(uint64(r.PID)), "mount_namespace", num(a.ns))
+		pairs = append(pairs, "op", r.Op, "owner", r.Owner, "container", r.Container, "volume", r.Name, "forget", map[bool]string{true: "1"}[r.Forget], "target_pid", num(uint64(r.PID)), "mount_namespace", num(a.ns.Load()))
 	}
 	line := object(append(pairs, more...)...)
 	if mounts != nil {

@@ -120,7 +120,7 @@ func newSession(t *testing.T) (*session, func() []string) {
 func TestEveryDecisionIsOneLine(t *testing.T) {
 	for _, x := range hostile {
 		s, lines := newSession(t)
-		s.audit.ns = 77
+		s.audit.ns.Store(77)
 		r := &wire.Request{Op: wire.OpAttach, Owner: x, Container: x, Name: x, PID: 7}
 		s.audit.intent(r, []state.LedgerMount{{Prefix: x, Path: x, Source: x, Mode: "rw", ID: 1 << 40}, {Path: "/b", Source: "/v", Mode: "ro", ID: 8}})
 		s.audit.outcome(r, []wire.Fields{wire.Pairs("mount", x, "target", x, "id", "8")}, nil)

@@ -34,7 +34,7 @@ func (s *session) detach(r *wire.Request) []wire.Fields {
 	if !found && len(r.Mounts) == 0 {
 		return nil
 	}
-	s.audit.ns = ns
+	s.audit.ns.Store(ns)
 	defer must(s.ledger.LockNS(ns)).Unlock()
 	record := must(s.ledger.ReadNS(ns))
 	mine := func(m state.LedgerMount) bool { return m.IsOf(uid, r.Owner, r.Container) }

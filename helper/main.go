@@ -24,11 +24,12 @@ type session struct {
 	config *conf.Helper
 	ledger *state.Ledger
 	audit  *audit
+
+	request *wire.Request // nil until it was read
 }
 
 func main() {
 	s := &session{}
-	var request *wire.Request
 	var blocks []wire.Fields
 	err := namespace.Try(func() {
 		startClean()                                              // 1: arguments, environment, signals, timers, limits, descriptors, umask, working directory
@@ -37,18 +38,15 @@ func main() {
 		s.config = must(conf.LoadHelper())                        // 4: helper.toml and all above it are root's
 		s.open()                                                  // 3: ledger and audit log, as helper.toml says
 		privops.Reduce(s.host)                                    // 5: capabilities, no_new_privs, system call filter; read back
-		startDeadline()                                           //
-		request = readRequest()                                   // 6: with a deadline and a size limit
+		s.request = readRequest()                                 // 6: with a deadline and a size limit
+		s.startDeadline()
 		s.authorise()
-		privops.Confine(request.Op)
+		privops.Confine(s.request.Op)
 		blocks = map[string]func(*wire.Request) []wire.Fields{wire.OpAttach: s.attach, wire.OpDetach: s.detach, wire.OpQuery: s.query, wire.OpSweep: s.sweep,
-			wire.OpCreateVolume: s.volume, wire.OpRemoveVolume: s.volume, wire.OpListVolumes: s.volume}[request.Op](request) // 7 to 11
+			wire.OpCreateVolume: s.volume, wire.OpRemoveVolume: s.volume, wire.OpListVolumes: s.volume}[s.request.Op](s.request) // 7 to 11
 	})
 	privops.Relinquish() // 12
-	if s.audit != nil {
-		s.audit.outcome(request, blocks, err)
-	}
-	os.Exit(finish(blocks, err))
+	os.Exit(s.finish(blocks, err))
 }
 
 // must ends the run with an error of the packages that both processes use.

@@ -30,6 +30,8 @@ const (
 	queueProbe   = 34               // a signal that nobody else uses
 )
 
+var started = time.Now()
+
 // startClean takes back what the caller chose (T02 to T05). Dies of usage, system.
 func startClean() {
 	// Raw, since package signal knows no way to ignore all of them without a thread that listens. What the runtime itself needs stays: faults, SIGURG, whose default is to be ignored, and 33, with which it
@@ -69,17 +71,17 @@ func startClean() {
 	}
 }
 
-// startDeadline ends the run when it takes too long. What came before asks nothing of the caller or of a filesystem of his, and the kernel's timer ran; one of the runtime's has a thread that waits for it, which every system call on
-// all threads would have to stop.
-func startDeadline() {
-	time.AfterFunc(runDeadline, func() { // like a crash at this instruction: what is recorded is finished or undone by the next sweep
+// startDeadline ends the run when it takes too long. What came before has a deadline of its own or asks no filesystem of the caller's; one of the runtime's timers has a thread that waits for it, which every
+// system call on all threads would have to stop.
+func (s *session) startDeadline() {
+	time.AfterFunc(time.Until(started.Add(runDeadline)), func() { // like a crash at this instruction: what is recorded is finished or undone by the next sweep
 		runtime.LockOSThread()
 		privops.Relinquish() // this is another thread than the one that works
 		if finished.Load() {
 			os.Exit(wire.Timeout.Exit())
 		}
 		err := wire.Errorf(wire.Timeout, "deadline", "cannot finish within %v: a filesystem does not answer", runDeadline)
-		os.Exit(finish(nil, err.WithHint("bindgate recover finishes or undoes what was begun")))
+		os.Exit(s.finish(nil, err.WithHint("bindgate recover finishes or undoes what was begun")))
 	})
 }
 
@@ -185,10 +187,14 @@ func idOf(file, name string) (uint32, bool) {
 
 var finished atomic.Bool
 
-// finish writes the reply and returns the exit status of its class. A caller that does not read is waited for until the deadline; that it is gone changes nothing: the work is done and recorded.
-func finish(blocks []wire.Fields, err error) int {
+// finish writes down the outcome, writes the reply and returns the exit status of its class. A caller that does not read is waited for until the deadline; that it is gone changes nothing: the work is done and
+// recorded.
+func (s *session) finish(blocks []wire.Fields, err error) int {
 	if finished.Swap(true) {
 		select {} // the deadline was first, and ends the process
+	}
+	if s.audit != nil {
+		s.audit.outcome(s.request, blocks, err)
 	}
 	reply, status := &wire.Reply{Blocks: blocks}, 0
 	if err != nil {

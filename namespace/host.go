@@ -14,15 +14,13 @@ import (
 
 // A Host is this side of the boundary: the host's procfs, mount namespace and root, as seen before any container is entered.
 type Host struct {
-	NS       NS       // our own mount namespace, to come back to
-	Proc     int      // O_PATH descriptor of the procfs, the only one that is ever read (T20)
-	BootID   string   // random per boot
-	mounts   []uint64 // inodes of the mount namespaces that nobody may attach into: ours, pid 1's, the caller's
-	root     identity // of pid 1's root directory
-	cgroupOK bool     // our cgroup namespace is pid 1's, so that /proc/PID/cgroup is the host's view
+	NS       NS          // our own mount namespace, to come back to
+	Proc     int         // O_PATH descriptor of the procfs, the only one that is ever read (T20)
+	BootID   string      // random per boot
+	mounts   []uint64    // inodes of the mount namespaces that nobody may attach into: ours, pid 1's, the caller's
+	root     unix.Stat_t // of pid 1's root directory
+	cgroupOK bool        // our cgroup namespace is pid 1's, so that /proc/PID/cgroup is the host's view
 }
-
-type identity struct{ dev, ino uint64 }
 
 // OpenHost pins the host's side, and the mount namespace of the caller: by its pid, and if it is not our parent also a pidfd. Where pid 1 may not be read even by root, because it has more capabilities than we can have, pid 2 stands for it if it is a kernel thread, since those are in the first
 // mount namespace (FACTS 19). Dies of config, namespace_host.
@@ -44,8 +42,7 @@ func OpenHost(caller, pidfd int) *Host {
 	}
 	h.NS.FD = Must(unix.Openat(h.Proc, "self/ns/mnt", unix.O_RDONLY|unix.O_CLOEXEC, 0))(wire.System, "host", "cannot open our mount namespace")
 	h.NS.ID = Must(mountNSID(h.NS.FD))(wire.UnsupportedKernel, "host", "cannot name a mount namespace (NS_GET_MNTNS_ID)")
-	root := at(first + "/root")
-	h.mounts, h.root = []uint64{at(first + "/ns/mnt").Ino, at("self/ns/mnt").Ino}, identity{root.Dev, root.Ino}
+	h.mounts, h.root = []uint64{at(first + "/ns/mnt").Ino, at("self/ns/mnt").Ino}, at(first+"/root")
 	st, err := h.stat(strconv.Itoa(caller) + "/ns/mnt")
 	if err == nil { // or else our parent has ended, or is in a pid namespace that we cannot see; its mount namespace is ours
 		h.mounts = append(h.mounts, st.Ino)

@@ -97,7 +97,7 @@ func (t *Target) pinRoot(h *Host) {
 	var err error
 	t.Root = Must(unix.Openat(h.Proc, t.dir+"root", unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0))(wire.System, "target", "cannot open the root directory of pid %d", t.PID)
 	Check(unix.Fstat(t.Root, &st), wire.System, "target", "cannot stat the root directory of pid %d", t.PID)
-	t.SharesHostRoot = identity{st.Dev, st.Ino} == h.root
+	t.SharesHostRoot = st.Dev == h.root.Dev && st.Ino == h.root.Ino
 	var on Mount
 	var stx unix.Statx_t
 	if t.RootMount, stx, err = MountOf(t.Root); err == nil {

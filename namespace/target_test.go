@@ -113,7 +113,7 @@ func TestHostIsOnlyARealProcfs(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer unix.Close(h.Proc)
-	if len(h.BootID) != 36 || len(h.mounts) < 2 || h.root == (identity{}) {
+	if len(h.BootID) != 36 || len(h.mounts) < 2 || h.root.Ino == 0 {
 		t.Errorf("%+v", h)
 	}
 	// T12: ourselves, pid 1 and the first kernel thread, where it can be named, are in the host's mount namespace, whatever the rules say.

@@ -766,8 +766,7 @@ func TestT03_DescriptorsOfTheCaller(t *testing.T) {
 			t.Error("made while the caller could move its root and working directory")
 		}
 
-		// So many descriptors that there is no room for ours, at every place where the room can end. HOLE: where it ends in Mountpoint.Make, what was made stays, and
-		// nothing is on record of it.
+		// So many descriptors that there is no room for ours, at every place where the room can end, also where something was made already.
 		sandbox := h.Mkdir(filepath.Join(h.Sandboxes(), "c"), 0o755)
 		request := callerAttach(h, c, "data", "made/for/it")
 		request.Directory = sandbox

@@ -280,6 +280,9 @@ func TestT11_Deadline(t *testing.T) {
 		if reply, err := boundary.DecodeReply(data); err != nil || reply.Err == nil || reply.Err.Code != wire.Timeout || cmd.ProcessState.ExitCode() != 75 {
 			t.Errorf("%q, %v", data, cmd.ProcessState)
 		}
+		if last := slices.MaxFunc(auditLines(t, h), func(a, b map[string]any) int { return strings.Compare(fmt.Sprint(a["time"]), fmt.Sprint(b["time"])) }); last["event"] != "failed" || last["code"] != "timeout" || last["op"] != "attach" {
+			t.Errorf("the audit log does not tell of the deadline: %v", last)
+		}
 		srcUnmounted(t, c, "/data")
 	})
 }

@@ -71,7 +71,6 @@ func TestT04_ResourceLimits(t *testing.T) {
 			{"FSIZE of a record", limits{unix.RLIMIT_FSIZE: {600, 600}}, either, callerPlan{}},
 			{"FSIZE of a disk", limits{unix.RLIMIT_FSIZE: {1 << 40, 1 << 40}}, either, callerPlan{}},
 			{"soft FSIZE 0", limits{unix.RLIMIT_FSIZE: {0, callerInfinity}}, served, callerPlan{}},
-			// HOLE: with 0 or 4 the refusal says that there is an environment, since the file that tells could not be opened.
 			{"NOFILE 0", limits{unix.RLIMIT_NOFILE: {0, 0}}, either, callerPlan{}},
 			{"NOFILE 4", limits{unix.RLIMIT_NOFILE: {4, 4}}, either, callerPlan{}},
 			{"NOFILE 8", limits{unix.RLIMIT_NOFILE: {8, 8}}, either, callerPlan{}},
@@ -83,8 +82,8 @@ func TestT04_ResourceLimits(t *testing.T) {
 			{"NPROC 0", limits{rlimitNproc: {0, 0}}, starved, callerPlan{}},
 			{"all signals blocked", nil, served, callerPlan{Block: true}},
 			{"all signals ignored", nil, served, callerPlan{Ignore: true}},
-			// HOLE: without a place in the queue the runtime's signal to its other threads is lost, and setresuid on all threads never returns: the helper spins for good,
-			// as root, so that its caller could not even end it. Here the limit of processor time does.
+			// Without a place in the queue the runtime's signal to its other threads is lost, and setresuid on all threads never returns: a helper that did not ask first would spin
+			// for good, as root, so that its caller could not even end it. Here the limit of processor time would.
 			{"SIGPENDING 0", limits{rlimitSigpending: {0, 0}, unix.RLIMIT_CPU: {1, 1}}, either, callerPlan{}},
 			{"queue of signals full", limits{unix.RLIMIT_CPU: {1, 1}}, either, callerPlan{Queue: true}},
 			{"STACK 4k", limits{rlimitStack: {4 * kib, 4 * kib}}, starved, callerPlan{}},
@@ -475,8 +474,7 @@ func TestT05_SignalsTimersAndPipes(t *testing.T) {
 					n++
 				}
 			}
-			// What it did stands, and it holds nobody up. HOLE: it keeps its descriptors of the volume beyond the audit line,
-			// so the mount is busy until the reply is read.
+			// What it did stands, and it holds nobody up: it keeps no descriptor of the volume, so the mount is not busy until the reply is read.
 			callerSucceeded(t, h.HelperRaw(callerPolicy, boundary.Encode(detach)))
 			if callerZombie(cmd.Process.Pid) {
 				t.Error("it did not wait for its reader")
@@ -493,7 +491,7 @@ func TestT05_SignalsTimersAndPipes(t *testing.T) {
 		if e := callerRefused(t, r, wire.Timeout); e.Stage != "request" {
 			t.Errorf("half a request: %+v", e)
 		}
-		// HOLE: the deadline writes its reply to a pipe that nobody reads, and waits there for good.
+		// The deadline must not wait for good for somebody to read its reply.
 		const limit = 25 * time.Second // from the end of the other one; its own deadline is 25 seconds from the start of both
 		fd, err := unix.PidfdOpen(stuck.Process.Pid, 0)
 		callerCheck(t, err)
@@ -900,7 +898,7 @@ func TestT36_PrivilegeThatWasNotGivenUp(t *testing.T) {
 		// Without anything faked, under such a filter, all is well.
 		callerSucceeded(t, callerRun(h, callerCommand(t, h, callerPlan{UID: harness.PolicyUID, Fake: []callerFake{{unix.SYS_REBOOT, callerAnyArg}}}), callerCreate("honest")))
 
-		// HOLE: what is dropped for the operation asked for (Confine) is not read back. The first capset of each thread is let through, what follows is faked.
+		// What is dropped for the operation asked for (Confine) is read back too. The first capset of each thread is let through, what follows is faked.
 		t.Run("the second capset", func(t *testing.T) {
 			h := h.For(t)
 			pair, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)

@@ -323,7 +323,7 @@ func TestT29_PlantedState(t *testing.T) {
 		t.Run("hard link to the helper", func(t *testing.T) {
 			h := h.For(t)
 			r := callerRun(h, h.Command(callerPolicy, kept), callerCreate("kept"))
-			if reply := callerReply(t, r); reply.Err == nil || callerHas(h, "kept") { // HOLE: what /proc/self/exe is, and its link count, are not looked at
+			if reply := callerReply(t, r); reply.Err == nil || callerHas(h, "kept") {
 				t.Errorf("by its other name: %v", r)
 			}
 			callerCheck(t, os.Rename(h.HelperPath(), h.HelperPath()+".old"))
