@@ -58,17 +58,26 @@ func gone(pid int) error {
 	return wire.Errorf(wire.NamespaceGone, "process", "cannot use process %d: it has ended", pid)
 }
 
-// alive reports whether the very process is still running. A zombie is dead: in a poststop hook the first process often still is one. Only what is known to be dead is: where the question fails (no
-// descriptor is left, no memory), the volumes of a living container would be taken from it.
+// alive reports whether the very process is still running. Only what is known to be dead is not: where the question fails, the volumes of a living container
+// would be taken from it.
 func (iso *Isolator) alive(p *process) bool {
+	alive, err := iso.lives(p)
+	return alive || err != nil
+}
+
+// lives is alive, and says if it cannot be told: no descriptor is left, no memory. A zombie is dead: in a poststop hook the first process often still is one.
+func (iso *Isolator) lives(p *process) (bool, error) {
 	if p == nil || p.Boot != iso.boot {
-		return false
+		return false, nil
 	}
 	now, err := iso.identify(p.PID)
-	if err != nil {
-		return !isCode(err, wire.NamespaceGone, wire.InvalidRequest)
+	switch {
+	case err == nil:
+		return p.same(now), nil
+	case isCode(err, wire.NamespaceGone, wire.InvalidRequest):
+		return false, nil
 	}
-	return p.same(now)
+	return false, err
 }
 
 // same reports whether both are one process. A start time that could not be read on one side says nothing.

@@ -322,13 +322,13 @@ func (r *recovery) container(ctx context.Context, seen *containerRecord) {
 	}
 	unchanged := reflect.DeepEqual(c, seen)
 	known := r.o.HasKnown && slices.Contains(r.o.Known, c.Container)
-	alive := iso.alive(c.Process)
+	alive, unsure := iso.lives(c.Process)
 	waits := c.Process == nil && c.Boot == iso.boot && c.Phase == phasePrepared
 	cutOff := c.Process == nil && c.Phase == phasePreparing
 	id := c.Container
 	switch {
 	case c.Phase == phaseCleaning: // its cleanup was cut off, or something of it is pending
-		r.clean(ctx, c, alive, unchanged)
+		r.clean(ctx, c, alive || unsure != nil, unchanged)
 	case known:
 		r.repair(ctx, c)
 		r.add(func(out *Recovered) { out.Kept = append(out.Kept, id) })
@@ -340,8 +340,11 @@ func (r *recovery) container(ctx context.Context, seen *containerRecord) {
 	case alive && !r.o.HasKnown, waits && !r.o.HasKnown:
 		r.repair(ctx, c)
 		r.add(func(out *Recovered) { out.Kept = append(out.Kept, id) })
+	case unsure != nil && !(r.o.HasKnown && r.o.Force): // if it is dead it is to be cleaned up: by the next recover
+		r.failed(volumeID{}, cannot("see whether container "+id+" is alive", unsure))
+		r.add(func(out *Recovered) { out.Kept = append(out.Kept, id) })
 	default:
-		r.clean(ctx, c, alive, unchanged)
+		r.clean(ctx, c, alive || unsure != nil, unchanged)
 	}
 	unlock()
 	if c.Parent != "" {
