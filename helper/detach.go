@@ -129,7 +129,7 @@ func (s *session) sweep(r *wire.Request) (gone []wire.Fields) {
 			}
 		}))
 	}
-	s.ledger.SweepIndex()
+	s.ledger.SweepIndex(namespace.Mounted)
 	s.ledger.SweepTemporary(func(record string) (uint64, bool) { return state.Key(record), true })
 	namespace.Pass(failed)
 	return gone

@@ -60,8 +60,9 @@ const owned, shared, going = "at+", "sh+", "go+"
 
 // Own notes that folder was made for a mount of ns.
 func (l *Ledger) Own(folder string, ns uint64) error {
-	l.root.Remove(shared + folder) // of another one, which had its inode number
-	l.root.Remove(owned + folder)
+	for _, was := range []string{owned, shared, going} { // of another one, which had its inode number
+		l.root.Remove(was + folder)
+	}
 	return l.sync("create", owned+folder, l.root.Symlink(recordName(ns), owned+folder))
 }
 
@@ -82,17 +83,14 @@ func (l *Ledger) Removal(ns uint64) func(folder string, remove func() error) err
 	return func(folder string, remove func() error) error {
 		now, err := l.root.Readlink(owned + folder)
 		_, nobodys := l.root.Lstat(shared + folder) // asked after: an entry that becomes one is found in one place or the other
-		switch {
-		case err == nil && now == recordName(ns):
-			if err = l.root.Rename(owned+folder, going+folder); errors.Is(err, fs.ErrNotExist) {
-				return fs.ErrExist
-			}
-		case err == nil || nobodys == nil:
-			return fs.ErrExist
-		case errors.Is(err, fs.ErrNotExist):
-			err = nil
+		mine := err == nil && now == recordName(ns)
+		if mine {
+			err = l.root.Rename(owned+folder, going+folder)
 		}
-		if err != nil {
+		switch {
+		case mine && errors.Is(err, fs.ErrNotExist), !mine && (err == nil || nobodys == nil):
+			return fs.ErrExist
+		case err != nil && !errors.Is(err, fs.ErrNotExist):
 			return l.failed("take", owned+folder, err)
 		}
 		if err = remove(); err != nil {
@@ -186,8 +184,9 @@ func (l *Ledger) Namespaces() (ids []uint64, err error) {
 	return ids, err
 }
 
-// SweepIndex removes the entries that name a namespace whose record knows nothing of them; under its lock, since an attach writes the entry first, and the container's, since the attach may be to another namespace.
-func (l *Ledger) SweepIndex() {
+// SweepIndex removes the entries that name a namespace whose record knows nothing of them, or whose removal was cut off by a crash and then finished, as it is while all that is on record is mounted; under its
+// lock, since an attach writes the entry first, and the container's, since the attach may be to another namespace.
+func (l *Ledger) SweepIndex(mounted func(id, ns uint64) bool) {
 	entries, _ := l.entries()
 	for _, e := range entries {
 		if ns, ok, _ := l.index(e); ok {
@@ -195,7 +194,9 @@ func (l *Ledger) SweepIndex() {
 				if lock, err := l.LockNS(ns); err == nil {
 					now, _, _ := l.index(e)
 					record, err := l.ReadNS(ns)
-					in := func(m LedgerMount) bool { return e[:3] != "by+" || e == indexName(m.UID, m.Owner, m.Container) }
+					in := func(m LedgerMount) bool {
+						return e[:3] != "by+" && (e[:3] != going || !mounted(m.ID, ns)) || e == indexName(m.UID, m.Owner, m.Container)
+					}
 					if err == nil && now == ns && !slices.ContainsFunc(record.Mounts, in) {
 						l.root.Remove(e)
 					}

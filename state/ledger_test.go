@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"math"
 	"os"
+	"path/filepath"
 	"reflect"
 	"slices"
 	"strings"
@@ -183,7 +184,20 @@ func TestSweepIndexKeepsWhatHasARecord(t *testing.T) {
 	must(t, l.Enter(1, "o", "a.rec", 9))
 	must(t, l.Enter(1, "o", "unmounted", 7))
 	must(t, l.WriteNS(&LedgerRecord{NS: 7, Mounts: []LedgerMount{mount(1, "o", "alive", "/a"), mount(2, "o", "alive-too", "/b")}}))
-	l.SweepIndex()
+	alive, half := mount(1, "o", "alive", "/a"), mount(1, "o", "half", "/h")
+	half.ID = alive.ID + 1
+	must(t, l.WriteNS(&LedgerRecord{NS: 10, Mounts: []LedgerMount{alive, half}}))
+	for folder, ns := range map[string]uint64{"1:1": 7, "1:2": 8, "1:3": 10} {
+		must(t, l.Own(folder, ns))
+		must(t, l.Own("2"+folder, ns))
+		must(t, os.Rename(filepath.Join(dir, owned+"2"+folder), filepath.Join(dir, going+"2"+folder))) // a crash while it was removed
+	}
+	l.SweepIndex(func(id, ns uint64) bool { return id != half.ID })
+	for name, want := range map[string]bool{owned + "1:1": true, owned + "1:2": false, owned + "1:3": true, going + "21:1": false, going + "21:2": false, going + "21:3": true} {
+		if _, err := os.Lstat(filepath.Join(dir, name)); (err == nil) != want {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
 	for container, want := range map[string]bool{"alive": true, "gone": false, "a.rec": false, "unmounted": false} {
 		if _, ok, _ := l.Find(1, "o", container); ok != want {
 			t.Errorf("%s: %v", container, ok)
