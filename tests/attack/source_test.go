@@ -314,7 +314,7 @@ func TestT09_SourceSymlinkAndSwap(t *testing.T) {
 		h.WriteFile(filepath.Join(secret, "file"), srcSecret, 0o600)
 		h.WriteFile(filepath.Join(h.Mkdir(filepath.Join(secret, "v"), 0o700), "file"), srcSecret, 0o600)
 		c := h.Container(harness.ContainerOptions{ID: "c"})
-		seen := func(path string) string { return c.Sh("cat " + path + "/file").Stdout }
+		seen := func(path string) string { data, _ := os.ReadFile(c.Path(path + "/file")); return string(data) }
 
 		// Links that are there all the time.
 		srcVolume(h, "dir", "v")
