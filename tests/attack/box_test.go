@@ -2,6 +2,7 @@ package attack
 
 import (
 	"bufio"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -73,6 +74,7 @@ type boxHost struct {
 	Box    string // host path of the program
 	Source string
 	n      int
+	racer  *boxProc // what races against the helper
 }
 
 func boxRun(t *testing.T, f func(t *testing.T, h *boxHost), options ...harness.Option) {
@@ -161,6 +163,80 @@ func (p *boxProc) do(command string) string {
 		p.t.Fatalf("box: %s: %s", command, answer)
 	}
 	return strings.TrimSpace(answer)
+}
+
+// against starts a race in the program that goes on while a helper is at work on a request, and pauses in between: it has the host's processors to itself
+// only where there is something to win.
+func (h *boxHost) against(p *boxProc, race string) {
+	h.t.Helper()
+	p.do("hold")
+	p.do(race)
+	h.racer = p
+}
+
+// over ends it, and returns how many rounds it made.
+func (h *boxHost) over() int {
+	h.t.Helper()
+	p := h.racer
+	h.racer = nil
+	return p.rounds()
+}
+
+// Helper is the harness's, against the race.
+func (h *boxHost) Helper(r *wire.Request) *wire.Reply {
+	h.t.Helper()
+	if h.racer == nil {
+		return h.Host.Helper(r)
+	}
+	cmd := h.Command(boxPolicy, h.HelperPath())
+	in, err := cmd.StdinPipe()
+	h.must(err)
+	var out strings.Builder
+	cmd.Stdout = &out
+	waiting := boxWaiting(h.t, h.Host)
+	h.must(cmd.Start())
+	waiting(cmd.Process.Pid)
+	h.racer.do("go")
+	_, err = in.Write(boundary.Encode(r))
+	h.must(errors.Join(err, in.Close()))
+	cmd.Wait()
+	h.racer.do("hold")
+	reply, err := boundary.DecodeReply([]byte(out.String()))
+	h.must(err)
+	want := 0
+	if reply.Err != nil {
+		want = reply.Err.Code.Exit()
+	}
+	if cmd.ProcessState.ExitCode() != want {
+		h.t.Fatalf("want exit %d: %v: %q", want, cmd.ProcessState, out.String())
+	}
+	return reply
+}
+
+// boxWaiting returns what waits until a helper, started after this call, has opened what it needs and waits for its request, or has ended.
+func boxWaiting(t *testing.T, h *harness.Host) (wait func(pid int)) {
+	t.Helper()
+	must := func(err error) {
+		t.Helper()
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	opened, err := unix.InotifyInit1(unix.IN_CLOEXEC)
+	must(err)
+	_, err = unix.InotifyAddWatch(opened, filepath.Dir(h.AuditLog()), unix.IN_OPEN) // the last that it opens before it drops its capabilities
+	must(err)
+	return func(pid int) {
+		t.Helper()
+		defer unix.Close(opened)
+		ended, err := unix.PidfdOpen(pid, 0)
+		must(err)
+		defer unix.Close(ended)
+		for err = unix.EINTR; err == unix.EINTR; {
+			_, err = unix.Poll([]unix.PollFd{{Fd: int32(opened), Events: unix.POLLIN}, {Fd: int32(ended), Events: unix.POLLIN}}, -1)
+		}
+		must(err)
+	}
 }
 
 // rounds ends the races and returns how many rounds they made.

@@ -175,13 +175,13 @@ func TestT17_SwapRaces(t *testing.T) {
 				{"remake /w/real/gone", "/w/real/gone/new", 300, nil},
 			} {
 				counts := boxCount{}
-				c.do(x.race)
+				h.against(c.boxProc, x.race)
 				for range x.rounds {
 					if counts.add(h.attach(c.target, x.path)) {
 						h.letGo(c, counts)
 					}
 				}
-				swaps := c.rounds()
+				swaps := h.over()
 				t.Logf("%s: %d swaps", x.race, swaps)
 				counts.only(t, x.must, "ok", "target_forbidden", "target_missing", "invalid_request", "system", "detach:busy")
 				if swaps < x.rounds {
@@ -236,7 +236,7 @@ func TestT17_SwapRacesInASandboxOnTheHost(t *testing.T) {
 		}
 		watch := h.watch(victim, victim+"/sub", h.Sandboxes())
 		counts := boxCount{}
-		c.do("exchange " + sandbox + "/real " + sandbox + "/link")
+		h.against(c.boxProc, "exchange "+sandbox+"/real "+sandbox+"/link")
 		h.untouched(func() {
 			for range 800 {
 				r := h.request(c.target, "real/sub/new")
@@ -246,7 +246,7 @@ func TestT17_SwapRacesInASandboxOnTheHost(t *testing.T) {
 				}
 			}
 		}, victim, "/etc", h.HostPaths())
-		c.rounds()
+		h.over()
 		watch.quiet()
 		counts.only(t, []string{"ok", "target_forbidden"}, "detach:busy", "system")
 	})
@@ -300,13 +300,13 @@ func TestT18_MovedOutAndDeleted(t *testing.T) {
 		inside, moved := boxCount{}, 0
 		h.untouched(func() {
 			for _, path := range []string{"/w/deep/inner/new", "/w/deep/link/new", "/w/deep/x/y/z"} {
-				race.do("rename " + above("rootfs/w/deep") + " " + above("outside/deep"))
+				h.against(race.boxProc, "rename "+above("rootfs/w/deep")+" "+above("outside/deep"))
 				for range 250 {
 					if inside.add(h.attach(c.target, path)) {
 						h.letGo(c, inside)
 					}
 				}
-				moved += race.rounds()
+				moved += h.over()
 			}
 			// Something was made, and then moved out before it could be removed: it lies in what was moved, which is the container's, and nowhere else.
 			left := h.Tree(above("rootfs/w"))
@@ -324,13 +324,13 @@ func TestT18_MovedOutAndDeleted(t *testing.T) {
 		inside.only(t, []string{"ok", "target_forbidden"}, "system", "target_missing", "invalid_request", "detach:busy")
 
 		gone := boxCount{}
-		c.do("remake /w/dead")
+		h.against(c.boxProc, "remake /w/dead")
 		for range 250 {
 			if gone.add(h.attach(c.target, "/w/dead/x/y")) {
 				h.letGo(c, gone)
 			}
 		}
-		c.rounds()
+		h.over()
 		gone.only(t, []string{"ok"}, "target_forbidden", "system", "detach:busy")
 		h.wantNoRecord()
 	})

@@ -68,13 +68,13 @@ func TestT22_SharedTarget(t *testing.T) {
 		c.do("mkdir /work/on")
 		h.untouched(func() {
 			counts := boxCount{}
-			c.do("cover /shared/there /work/on")
+			h.against(c.boxProc, "cover /shared/there /work/on")
 			for range 100 {
 				if counts.add(h.attach(c.target, "/work/on")) {
 					h.letGo(c, counts)
 				}
 			}
-			if n := c.rounds(); n == 0 {
+			if n := h.over(); n == 0 {
 				t.Error("the container did not race")
 			}
 			counts.only(t, nil, "ok", "propagation_shared", "target_forbidden", "target_missing", "system", "detach:busy", "detach:system")
@@ -109,12 +109,13 @@ func TestT26_NoWeakMoment(t *testing.T) {
 		h.Mount("tmpfs", sub, "tmpfs", 0, "")
 		c := h.run(harness.ContainerOptions{ID: "c"})
 		c.do("mkdir /data/sub")
-		poll := func(path string, rounds int, round func()) (seen int, weak bool) {
+		poll := func(start func(command string), path string, rounds int, round func()) (seen int, weak bool) {
 			t.Helper()
-			c.do(fmt.Sprintf("poll %s %d", path, flags))
+			start(fmt.Sprintf("poll %s %d", path, flags))
 			for range rounds {
 				round()
 			}
+			h.racer = nil
 			answer := c.do("stop")
 			fmt.Sscan(answer, &seen)
 			return seen, strings.Contains(answer, "weak")
@@ -128,7 +129,7 @@ func TestT26_NoWeakMoment(t *testing.T) {
 			h.must(os.Mkdir("/staged", 0o755))
 			return unix.MoveMount(root, "", unix.AT_FDCWD, "/staged", unix.MOVE_MOUNT_F_EMPTY_PATH)
 		}))
-		seen, weak := poll("/data", 200, func() {
+		seen, weak := poll(func(command string) { c.do(command) }, "/data", 200, func() {
 			h.must(boxEnter(t, c.target, func() error {
 				h.must(unix.Mount("/staged", "/data", "", unix.MS_BIND|unix.MS_REC, ""))
 				h.must(unix.Mount("", "/data", "", unix.MS_BIND|unix.MS_REMOUNT|unix.MS_RDONLY|unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, ""))
@@ -141,7 +142,7 @@ func TestT26_NoWeakMoment(t *testing.T) {
 		h.must(boxEnter(t, c.target, func() error { return unix.Unmount("/staged", unix.MNT_DETACH) }))
 
 		for _, path := range []string{"/data", "/data/sub"} { // the volume, and what is mounted in it
-			seen, weak := poll(path, 150, func() {
+			seen, weak := poll(func(command string) { h.against(c.boxProc, command) }, path, 150, func() {
 				r := h.request(c.target, "/data")
 				r.Mounts[0].NoExec = true
 				boxOK(t, h.Helper(r))

@@ -1,5 +1,6 @@
 // Box is the hostile side of the attack tests: a static program that runs in a container. It reads commands from stdin, one a line, and answers each
-// with one line, "ok ..." or "error ...". Races run beside the commands until the command stop, which answers how many rounds they made.
+// with one line, "ok ..." or "error ...". Races run beside the commands until the command stop, which answers how many rounds they made; from hold to go
+// they pause.
 //
 // With arguments it does that one command instead, prints the answer and exits.
 package main
@@ -16,6 +17,7 @@ import (
 	"runtime"
 	"strconv"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"syscall"
 	"unsafe"
@@ -118,6 +120,8 @@ func init() {
 		"weaken":   weaken,
 		"nested":   nested,
 		"stop":     stop,
+		"hold":     func([]string) (string, error) { gate.Lock(); held = true; return "", nil },
+		"go":       func([]string) (string, error) { held = false; gate.Unlock(); return "", nil },
 		"exchange": func(a []string) (string, error) { return race(func() { exchange(a[0], a[1]) }) },
 		"rename": func(a []string) (string, error) {
 			return race(func() { unix.Rename(a[0], a[1]); unix.Rename(a[1], a[0]) })
@@ -146,14 +150,18 @@ var (
 	found    atomic.Value // what a poll has found, a string
 	running  int
 	ended    = make(chan bool)
+	gate     sync.Mutex // held for each round of a race, and while they pause
+	held     bool
 )
 
 func race(f func()) (string, error) {
 	running++
 	go func() {
 		for !stopping.Load() {
+			gate.Lock()
 			f()
 			rounds.Add(1)
+			gate.Unlock()
 		}
 		ended <- true
 	}()
@@ -163,6 +171,10 @@ func race(f func()) (string, error) {
 // stop ends all races and answers their rounds, and what a poll has found.
 func stop([]string) (string, error) {
 	stopping.Store(true)
+	if held {
+		held = false
+		gate.Unlock()
+	}
 	for ; running > 0; running-- {
 		<-ended
 	}
@@ -193,7 +205,9 @@ func poll(a []string) (string, error) {
 	go func() {
 		last := base
 		for !stopping.Load() {
+			gate.Lock()
 			id, flags := look()
+			gate.Unlock()
 			if id != base && id != 0 {
 				if id != last {
 					rounds.Add(1)
