@@ -155,33 +155,33 @@ func srcStep(t *testing.T, h *harness.Host, request *wire.Request, at func(made 
 	t.Helper()
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
-	in, err := os.CreateTemp("", "request")
-	srcCheck(t, err)
-	defer os.Remove(in.Name())
-	defer in.Close()
-	in.Write(boundary.Encode(request))
-	in.Seek(0, 0)
 	out, err := os.CreateTemp("", "reply")
 	srcCheck(t, err)
 	defer os.Remove(out.Name())
 	defer out.Close()
-	gate, open, err := os.Pipe()
+	in, requests, err := os.Pipe()
 	srcCheck(t, err)
-	cmd := h.Command(srcCaller, "/bin/sh", "-c", `read go <&3; exec 3<&-; exec env -i "$0"`, h.HelperPath())
-	cmd.Stdin, cmd.Stdout, cmd.ExtraFiles = in, out, []*os.File{gate}
+	defer requests.Close()
+	waiting := boxWaiting(t, h)
+	cmd := h.Command(srcCaller, h.HelperPath())
+	cmd.Stdin, cmd.Stdout = in, out
 	srcCheck(t, cmd.Start())
-	gate.Close()
+	in.Close()
 	pid := cmd.Process.Pid
-	const options = unix.PTRACE_O_TRACESYSGOOD | unix.PTRACE_O_TRACEEXEC | unix.PTRACE_O_EXITKILL
-	_, _, e := unix.RawSyscall6(unix.SYS_PTRACE, unix.PTRACE_SEIZE, uintptr(pid), 0, options, 0, 0)
-	open.Write([]byte("go\n"))
-	open.Close()
+	waiting(pid) // what it does before depends on nothing that is attacked, and is most of its calls
+	_, _, e := unix.RawSyscall6(unix.SYS_PTRACE, unix.PTRACE_SEIZE, uintptr(pid), 0, unix.PTRACE_O_TRACESYSGOOD|unix.PTRACE_O_EXITKILL, 0, 0)
+	if e == 0 {
+		_, _, e = unix.RawSyscall6(unix.SYS_PTRACE, unix.PTRACE_INTERRUPT, uintptr(pid), 0, 0, 0, 0)
+	}
 	if e != 0 {
 		cmd.Process.Kill()
 		t.Fatalf("cannot trace: %v", e)
 	}
+	_, err = requests.Write(boundary.Encode(request))
+	srcCheck(t, err)
+	requests.Close()
 
-	r, how, pinning := srcTrace{}, uintptr(unix.PTRACE_CONT), false
+	r, pinning := srcTrace{}, false
 	for {
 		var ws unix.WaitStatus
 		if _, err := unix.Wait4(pid, &ws, 0, nil); err == unix.EINTR {
@@ -222,14 +222,10 @@ func srcStep(t *testing.T, h *harness.Host, request *wire.Request, at func(made 
 					}
 				}
 			}
-		case ws.TrapCause() == unix.PTRACE_EVENT_EXEC:
-			if exe, _ := os.Readlink(fmt.Sprintf("/proc/%d/exe", pid)); exe == h.HelperPath() {
-				how = unix.PTRACE_SYSCALL
-			}
 		case ws.TrapCause() <= 0:
 			signal = uintptr(ws.StopSignal())
 		}
-		unix.RawSyscall6(unix.SYS_PTRACE, how, uintptr(pid), 0, signal, 0, 0)
+		unix.RawSyscall6(unix.SYS_PTRACE, unix.PTRACE_SYSCALL, uintptr(pid), 0, signal, 0, 0)
 	}
 	cmd.Process.Release()
 	data, err := os.ReadFile(out.Name())
