@@ -237,7 +237,7 @@ func callerFillQueue() {
 	var old unix.Sigset_t
 	unix.PthreadSigmask(unix.SIG_SETMASK, &all, &old)
 	sleeper := exec.Command("/bin/busybox", "sleep", "1000")
-	sleeper.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: unix.SIGKILL} // it ends with us, whatever we became
+	sleeper.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: unix.SIGKILL} // it ends with us, unless we became somebody who may not kill it
 	callerDie(sleeper.Start(), "sleeper")
 	unix.PthreadSigmask(unix.SIG_SETMASK, &old, nil)
 	info := make([]byte, 128) // siginfo_t: si_signo, si_errno, si_code = SI_QUEUE
