@@ -158,36 +158,60 @@ func TestT17_SwapRaces(t *testing.T) {
 		os.Remove(filepath.Join(c.Root, "w/absolute/sub/naive"))
 		os.Remove(filepath.Join(c.Root, "w/real/sub/naive"))
 
-		// The links also exist the other way round after an odd number of exchanges; that is as good a start.
 		watch := h.watch(victim, victim+"/sub", h.Path(""), h.Bundles(), c.Bundle)
+		core := h.core(c.target, "")
+		in := func(path string) string { return filepath.Join(c.Root, path) }
 		h.untouched(func() {
 			for _, x := range []struct {
 				race, path string
-				rounds     int
-				must       []string
+				exchanged  [2]string // what is a directory in the beginning, and what it is exchanged for
+				left       []string
 			}{
-				{"exchange /w/real /w/absolute", "/w/real/sub/new", 600, []string{"ok"}},
-				{"exchange /w/other /w/relative", "/w/other/sub/new/deep", 500, []string{"ok"}},
-				{"exchange /w/m /w/proc", "/w/m", 500, []string{"ok"}},
-				{"exchange /w/make /w/regular", "/w/make/new", 300, []string{"ok"}},
-				{"rename /w/other /w/away", "/w/other/sub/new", 300, []string{"ok"}},
-				{"plant " + victim + " /w/real/new", "/w/real/new/deep", 500, nil},
-				{"remake /w/real/gone", "/w/real/gone/new", 300, nil},
+				{"exchange /w/real /w/absolute", "/w/real/sub/new", [2]string{"w/real", "w/absolute"}, []string{"w/real/sub/new", "w/absolute/sub/new"}},
+				{"exchange /w/other /w/relative", "/w/other/sub/new/deep", [2]string{"w/other", "w/relative"},
+					[]string{"w/other/sub/new/deep", "w/other/sub/new", "w/relative/sub/new/deep", "w/relative/sub/new"}},
+				{"exchange /w/m /w/proc", "/w/m", [2]string{"w/m", "w/proc"}, nil},
+				{"exchange /w/make /w/regular", "/w/make/new", [2]string{"w/make", "w/regular"}, []string{"w/make/new", "w/regular/new"}},
+				{"rename /w/other /w/away", "/w/other/sub/new", [2]string{}, []string{"w/other/sub/new", "w/away/sub/new"}},
+				{"plant " + victim + " /w/real/new", "/w/real/new/deep", [2]string{}, []string{"w/real/new/deep"}},
+				{"remake /w/real/gone", "/w/real/gone/new", [2]string{}, []string{"w/real/gone/new"}},
 			} {
-				counts := boxCount{}
-				h.against(c.boxProc, x.race)
-				for range x.rounds {
-					if counts.add(h.attach(c.target, x.path)) {
-						h.letGo(c, counts)
+				var left []string
+				for _, l := range x.left {
+					left = append(left, in(l))
+				}
+				for _, r := range []struct {
+					by     string
+					rounds int
+					start  func()
+					round  func(boxCount)
+					over   func() int
+				}{
+					{"the helper's code", 2000, func() { c.do(x.race) }, func(counts boxCount) { core.round(x.path, counts, left...) }, c.rounds},
+					{"the installed helper", 150, func() { h.against(c.boxProc, x.race) }, func(counts boxCount) {
+						if counts.add(h.attach(c.target, x.path)) {
+							h.letGo(c, counts)
+						}
+					}, h.over},
+				} {
+					counts := boxCount{}
+					r.start()
+					for range r.rounds {
+						r.round(counts)
 					}
+					swaps := r.over()
+					if x.exchanged[0] != "" { // the other way round after an odd number of exchanges
+						if st, err := os.Lstat(in(x.exchanged[0])); err == nil && !st.IsDir() {
+							h.must(unix.Renameat2(unix.AT_FDCWD, in(x.exchanged[0]), unix.AT_FDCWD, in(x.exchanged[1]), unix.RENAME_EXCHANGE))
+						}
+					}
+					t.Logf("%s against %s: %d swaps in %d rounds", x.race, r.by, swaps, r.rounds)
+					counts.only(t, []string{"ok", "target_forbidden"}, "target_missing", "invalid_request", "system", "detach:busy")
+					if swaps < r.rounds {
+						t.Errorf("%s: only %d swaps in %d rounds", x.race, swaps, r.rounds)
+					}
+					watch.quiet()
 				}
-				swaps := h.over()
-				t.Logf("%s: %d swaps", x.race, swaps)
-				counts.only(t, x.must, "ok", "target_forbidden", "target_missing", "invalid_request", "system", "detach:busy")
-				if swaps < x.rounds {
-					t.Errorf("%s: only %d swaps in %d rounds", x.race, swaps, x.rounds)
-				}
-				watch.quiet()
 			}
 		}, victim, "/etc", h.HostPaths(), h.Sandboxes(), h.Sources())
 		h.wantNoRecord()
@@ -235,10 +259,20 @@ func TestT17_SwapRacesInASandboxOnTheHost(t *testing.T) {
 			os.Remove(dir + "/sub/naive")
 		}
 		watch := h.watch(victim, victim+"/sub", h.Sandboxes())
-		counts := boxCount{}
+		counts, core := boxCount{}, h.core(c.target, sandbox)
+		c.do("exchange " + sandbox + "/real " + sandbox + "/link")
+		h.untouched(func() {
+			for range 5000 {
+				core.round("real/sub/new", counts, sandbox+"/real/sub/new", sandbox+"/link/sub/new")
+			}
+		}, victim, "/etc", h.HostPaths())
+		c.rounds()
+		watch.quiet()
+		counts.only(t, []string{"ok", "target_forbidden"}, "system")
+		counts = boxCount{}
 		h.against(c.boxProc, "exchange "+sandbox+"/real "+sandbox+"/link")
 		h.untouched(func() {
-			for range 800 {
+			for range 200 {
 				r := h.request(c.target, "real/sub/new")
 				r.Directory = sandbox
 				if counts.add(h.Helper(r)) {
@@ -297,11 +331,20 @@ func TestT18_MovedOutAndDeleted(t *testing.T) {
 
 		watch := h.watch(victim, h.Bundles())
 		race := h.process(harness.User{}, false) // moves, from outside, what the container would move through the folder above
-		inside, moved := boxCount{}, 0
+		inside, moved, core := boxCount{}, 0, h.core(c.target, "")
 		h.untouched(func() {
-			for _, path := range []string{"/w/deep/inner/new", "/w/deep/link/new", "/w/deep/x/y/z"} {
+			for path, left := range map[string][]string{"/w/deep/inner/new": {"inner/new"}, "/w/deep/link/new": nil, "/w/deep/x/y/z": {"x/y/z", "x/y", "x"}} {
+				var lie []string
+				for _, l := range left {
+					lie = append(lie, above("rootfs/w/deep/"+l), above("outside/deep/"+l))
+				}
+				race.do("rename " + above("rootfs/w/deep") + " " + above("outside/deep"))
+				for range 1000 {
+					core.round(path, inside, lie...)
+				}
+				moved += race.rounds()
 				h.against(race.boxProc, "rename "+above("rootfs/w/deep")+" "+above("outside/deep"))
-				for range 250 {
+				for range 60 {
 					if inside.add(h.attach(c.target, path)) {
 						h.letGo(c, inside)
 					}
@@ -324,8 +367,13 @@ func TestT18_MovedOutAndDeleted(t *testing.T) {
 		inside.only(t, []string{"ok", "target_forbidden"}, "system", "target_missing", "invalid_request", "detach:busy")
 
 		gone := boxCount{}
+		c.do("remake /w/dead")
+		for range 1000 {
+			core.round("/w/dead/x/y", gone, filepath.Join(c.Root, "w/dead/x/y"), filepath.Join(c.Root, "w/dead/x"))
+		}
+		c.rounds()
 		h.against(c.boxProc, "remake /w/dead")
-		for range 250 {
+		for range 60 {
 			if gone.add(h.attach(c.target, "/w/dead/x/y")) {
 				h.letGo(c, gone)
 			}
