@@ -56,6 +56,7 @@ type sweep struct {
 	*world
 	verb, watch string
 	start       *snapshot          // the state in which the verb is called
+	begun       *state             // and what it says
 	startD      *harness.Container // and the second container then
 	clean       []string
 	sound       map[string]bool // kinds of states from which all went well
@@ -78,8 +79,11 @@ func (s *sweep) report() {
 // begin brings the world from nothing to where the verb is called.
 func (s *sweep) begin() {
 	s.base(s.verb)
-	s.start, s.startD = s.capture(), s.d
+	s.mark()
 }
+
+// mark has the world as it is be that in which the verb is called.
+func (s *sweep) mark() { s.start, s.startD, s.begun = s.capture(), s.d, s.state() }
 
 // settled looks at what a run has left: first as it is, then after recover; and begins anew. what names the point.
 func (s *sweep) settled(what string, o outcome) {

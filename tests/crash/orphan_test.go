@@ -21,7 +21,7 @@ func (s *sweep) orphan() {
 	for n, alone := 1, 0; alone < ended; n++ {
 		var at call
 		counts := s.counter()
-		recovered := make(chan harness.Result, 1)
+		var recovered chan harness.Result
 		o := s.tr.run(command{user: s.user, args: s.args(s.verb), watch: helper,
 			judge: func(c call) act {
 				if c.child {
@@ -34,6 +34,7 @@ func (s *sweep) orphan() {
 				return act{}
 			},
 			orphaned: func() {
+				recovered = make(chan harness.Result, 1)
 				go func() { recovered <- s.h.Policy(s.args("recover")...) }()
 				for len(recovered) == 0 {
 					if s.lockWaitedFor() {
@@ -47,7 +48,7 @@ func (s *sweep) orphan() {
 		if o.hung {
 			s.t.Fatalf("%s: it does not end", what)
 		}
-		if at.n == 0 {
+		if recovered == nil { // nobody was killed
 			alone++
 			s.settled(what, o)
 			continue

@@ -3,6 +3,7 @@
 package crash
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"hash/fnv"
@@ -18,7 +19,9 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	records "github.com/bindgate/bindgate/state"
 	"github.com/bindgate/bindgate/tests/harness"
+	"github.com/bindgate/bindgate/wire"
 )
 
 // A snapshot is all that a verb may change.
@@ -95,12 +98,16 @@ func (w *world) capture() *snapshot {
 			s.made = append(s.made, fmt.Sprint(path, " ", st.Ino))
 		}
 	}
-	var text strings.Builder
+	var files, links []string
 	for _, path := range slices.Sorted(maps.Keys(s.files)) {
 		f := s.files[path]
-		fmt.Fprintf(&text, "%s %v %d %d\n%s\n", path, f.mode, f.uid, f.gid, f.data)
+		text := fmt.Sprintf("%s %v %d %d\n%s\n", path, f.mode, f.uid, f.gid, f.data)
+		if f.mode&fs.ModeSymlink != 0 {
+			links = append(links, text)
+		} else {
+			files = append(files, text)
+		}
 	}
-	fmt.Fprintf(&text, "%v\n%v\n%v\n", s.made, s.mounts, s.holders)
 	var lines []string
 	for _, line := range w.h.Mountinfo() {
 		if strings.Contains(line, harness.Root+"/") { // what others mount meanwhile is theirs
@@ -111,22 +118,23 @@ func (w *world) capture() *snapshot {
 		lines = append(lines, "in c: "+strings.Join(strings.Fields(line)[3:6], " "))
 	}
 	slices.Sort(lines)
-	text.WriteString(strings.Join(lines, "\n"))
+	rest := fmt.Sprintf("%v\n%v\n%v\n%s\n", s.made, s.mounts, s.holders, strings.Join(lines, "\n"))
 	sum := fnv.New64a()
-	sum.Write([]byte(text.String()))
+	sum.Write([]byte(strings.Join(files, "") + rest + strings.Join(links, "")))
 	s.exact = sum.Sum64()
-	s.kind = anonymous(text.String())
+	s.kind = kind(files, rest, links)
 	return s
 }
 
 // differs matches what differs from run to run: heads of records (checksums and lengths), times, numbers of temporary files, ids, and all other numbers of
-// more than two digits: of mounts, namespaces, processes, inodes.
-var differs = regexp.MustCompile(`bindgate-record [^\n]*|\d{4}-\d\d-\d\dT[0-9:.]+Z|\.rec\d+|[0-9a-f]{64}|\d{3,}`)
+// more than one digit: of mounts, namespaces, processes, inodes.
+var differs = regexp.MustCompile(`bindgate-record [^\n]*|\d{4}-\d\d-\d\dT[0-9:.]+Z|\.rec\d+|[0-9a-f]{64}|[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}|pid"?[=:]\d+|\d{3,}`)
 
-// anonymous gives each of them a number by the order in which they come, so that what was the same is the same still.
-func anonymous(text string) string {
-	seen := map[string]string{}
-	return differs.ReplaceAllStringFunc(text, func(s string) string {
+// kind gives each of them a number by the order in which they come, so that what was the same is the same still. The order is that of what is without them. A
+// link of the ledger has nothing but such in it: it comes last, when records and folders have given their numbers to what it names.
+func kind(files []string, rest string, links []string) string {
+	seen, last := map[string]string{}, false
+	name := func(s string) string {
 		switch {
 		case strings.HasPrefix(s, "bindgate-record "):
 			if strings.Contains(s, "fnv1a=") {
@@ -137,22 +145,34 @@ func anonymous(text string) string {
 			return ".rec*"
 		case strings.HasSuffix(s, "Z"):
 			return "time"
+		case seen[s] == "" && last:
+			return "#"
 		case seen[s] == "":
 			seen[s] = fmt.Sprintf("#%d", len(seen))
 		}
 		return seen[s]
+	}
+	slices.SortStableFunc(files, func(a, b string) int {
+		return strings.Compare(differs.ReplaceAllLiteralString(a, "#"), differs.ReplaceAllLiteralString(b, "#"))
 	})
+	text := differs.ReplaceAllStringFunc(strings.Join(files, "")+rest, name)
+	last = true
+	for i := range links {
+		links[i] = differs.ReplaceAllStringFunc(links[i], name)
+	}
+	slices.Sort(links)
+	return text + strings.Join(links, "")
 }
 
-// restore brings the world back to where the verb is called: by writing the files as they were, if nothing else has changed but what the plugin has; else from
-// the beginning.
+// restore brings the world back to where the verb is called, by writing the files as they were. What was attached is attached anew, by the helper alone, and
+// the journal is told what differs: the ids of mounts, and who the second container is.
 func (s *sweep) restore() {
 	s.t.Helper()
 	now, want := s.capture(), s.start
-	if !maps.Equal(now.mounts, want.mounts) || !slices.Equal(now.made, want.made) || s.d != s.startD {
+	attach := !maps.Equal(now.mounts, want.mounts) || !slices.Equal(now.made, want.made) || s.d != s.startD
+	if attach {
 		s.wipe()
-		s.begin()
-		return
+		now = s.capture()
 	}
 	for path, f := range now.files {
 		if f != want.files[path] {
@@ -160,26 +180,101 @@ func (s *sweep) restore() {
 		}
 	}
 	for _, path := range slices.Sorted(maps.Keys(want.files)) {
-		f := want.files[path]
-		if _, err := os.Lstat(path); err == nil {
-			continue
+		if _, err := os.Lstat(path); err != nil && !(attach && filepath.Dir(path) == s.h.Ledger()) {
+			s.check(want.files[path].write(path))
 		}
-		switch {
-		case f.mode.IsDir():
-			s.check(errors.Join(os.Mkdir(path, 0o700), os.Chmod(path, f.mode)))
-		case f.mode.IsRegular():
-			s.check(os.WriteFile(path, []byte(f.data), f.mode))
-		default:
-			s.check(os.Symlink(f.data, path))
-		}
-		s.check(os.Lchown(path, f.uid, f.gid))
 	}
-	if !maps.EqualFunc(now.holders, want.holders, slices.Equal) {
+	if !maps.EqualFunc(s.p.Holders(), want.holders, slices.Equal) {
 		s.check(s.p.Set(want.holders))
 	}
-	if s.start = s.capture(); s.start.kind != want.kind {
+	if attach {
+		s.attach()
+	}
+	if s.mark(); s.start.kind != want.kind {
 		s.t.Fatalf("what was restored is not what it was:\n%s\n\nbut\n%s", want.kind, s.start.kind)
 	}
+}
+
+func (f file) write(path string) (err error) {
+	switch {
+	case f.mode.IsDir():
+		err = errors.Join(os.Mkdir(path, 0o700), os.Chmod(path, f.mode))
+	case f.mode.IsRegular():
+		err = os.WriteFile(path, []byte(f.data), f.mode)
+	default:
+		err = os.Symlink(f.data, path)
+	}
+	return errors.Join(err, os.Lchown(path, f.uid, f.gid))
+}
+
+// numbers matches what differs, in a record of the journal.
+var numbers = regexp.MustCompile(`"(mount_id|pid|start|inode)":\d+`)
+
+// attach has the helper attach what it had attached where the verb is called.
+func (s *sweep) attach() {
+	s.t.Helper()
+	renamed := map[string]string{}
+	rename := func(key string, was, is any) {
+		renamed[fmt.Sprintf("%q:%v", key, was)] = fmt.Sprintf("%q:%v", key, is)
+	}
+	for _, id := range []string{"d", "c"} { // in the order in which it was
+		r := &wire.Request{Op: wire.OpAttach, Owner: "default", Container: id, PID: s.c.Pid()}
+		var was []ledgerMount
+		for _, m := range s.begun.ledger {
+			if m.container == id {
+				was = append(was, m)
+				r.Mounts = append(r.Mounts, wire.Mount{Path: m.target, Source: m.source, Mode: m.mode})
+			}
+		}
+		if was == nil {
+			continue
+		}
+		if id == "d" {
+			s.d = s.h.SharedRoot(harness.SharedRootOptions{ID: "d"})
+			r.PID, r.Directory = s.d.Pid(), s.sandbox()
+			before := s.begun.containers["d"].Process
+			start, inode := s.identity(s.d)
+			rename("pid", before.PID, r.PID)
+			rename("start", before.Start, start)
+			rename("inode", before.Inode, inode)
+		}
+		reply := s.h.Helper(r)
+		for _, m := range was {
+			i := slices.IndexFunc(reply.Blocks, func(b wire.Fields) bool { return b.Get("mount") == m.target })
+			if i < 0 {
+				s.t.Fatalf("the helper does not attach %s of %s again: %+v", m.target, id, reply)
+			}
+			rename("mount_id", m.id, reply.Blocks[i].Get("id"))
+		}
+		if id == "d" {
+			s.d.Kill()
+		}
+	}
+	dir := filepath.Join(s.h.Journal(), "containers")
+	for path, f := range s.start.files {
+		name, ok := strings.CutSuffix(filepath.Base(path), ".rec")
+		if filepath.Dir(path) != dir || !ok {
+			continue
+		}
+		head, payload, _ := strings.Cut(f.data, "\n")
+		_, boot, _ := strings.Cut(head, "boot=")
+		boot, _, _ = strings.Cut(boot, " ")
+		store, err := records.Open(dir, boot, false)
+		s.check(err)
+		s.check(store.Write(name, []byte(numbers.ReplaceAllStringFunc(payload, func(was string) string { return cmp.Or(renamed[was], was) }))))
+		s.check(errors.Join(store.Close(), os.Lchown(path, f.uid, f.gid)))
+	}
+}
+
+// identity is by what else than its pid the journal knows a container's process.
+func (w *world) identity(c *harness.Container) (start string, inode uint64) {
+	_, after, _ := strings.Cut(w.h.ReadFile("/proc/"+c.PIDString()+"/stat"), ") ")
+	fd, err := unix.PidfdOpen(c.Pid(), 0)
+	w.check(err)
+	defer unix.Close(fd)
+	var st unix.Stat_t
+	w.check(unix.Fstat(fd, &st))
+	return strings.Fields(after)[19], st.Ino
 }
 
 // wipe takes everything away.

@@ -452,6 +452,9 @@ func (s *session) kill(program string, tid int, at *process) (hold bool, err err
 	if program == policy {
 		victim = s.threads[s.root]
 	}
+	if victim == nil { // it has ended by itself
+		return false, nil
+	}
 	s.killed[program] = true
 	if err := unix.Kill(victim.pid, unix.SIGKILL); err != nil {
 		return false, err

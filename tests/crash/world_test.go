@@ -244,7 +244,11 @@ type (
 	}
 	containerRecord struct {
 		Container, Phase string
-		Volumes          []entry
+		Process          struct {
+			PID          int
+			Start, Inode uint64
+		}
+		Volumes []entry
 	}
 )
 
@@ -261,8 +265,8 @@ type state struct {
 }
 
 type ledgerMount struct {
-	container, path string
-	id              string
+	container, target, source, mode string // as it was asked for
+	path, id                        string
 }
 
 func (w *world) state() *state {
@@ -314,9 +318,13 @@ func (w *world) state() *state {
 				key, value, _ := strings.Cut(field, "=")
 				switch key {
 				case "mount":
-					m = ledgerMount{}
+					m = ledgerMount{target: value}
 				case "container":
 					m.container = value
+				case "source":
+					m.source = value
+				case "mode":
+					m.mode = value
 				case "id":
 					m.id = value
 				case "path":
