@@ -14,8 +14,10 @@
 package crash
 
 import (
+	"runtime"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -40,6 +42,7 @@ func sweeps(t *testing.T, watch string, sweep func(s *sweep), verbs ...string) {
 			}
 			t.Run(verb+"-"+name, func(t *testing.T) {
 				t.Parallel()
+				defer pinned(t)()
 				harness.Run(t, func(h *harness.Host) {
 					s := newSweep(newWorld(t, h, user, vols), verb, watch)
 					sweep(s)
@@ -48,6 +51,42 @@ func sweeps(t *testing.T, watch string, sweep func(s *sweep), verbs ...string) {
 				})
 			})
 		}
+	}
+}
+
+// sweepsOn counts by processor how many sweeps run there.
+var (
+	sweepsLock sync.Mutex
+	sweepsOn   = map[int]int{}
+)
+
+// pinned puts a sweep's host on one processor, the one with the fewest, until what it returns is called: to wake another one for each call costs more than all
+// the rest. The host inherits it from the thread that starts it.
+func pinned(t *testing.T) func() {
+	runtime.LockOSThread()
+	var all, one unix.CPUSet
+	if err := unix.SchedGetaffinity(0, &all); err != nil {
+		t.Fatal(err)
+	}
+	sweepsLock.Lock()
+	defer sweepsLock.Unlock()
+	cpu := -1
+	for i := range len(all) * 64 {
+		if all.IsSet(i) && (cpu < 0 || sweepsOn[i] < sweepsOn[cpu]) {
+			cpu = i
+		}
+	}
+	sweepsOn[cpu]++
+	one.Set(cpu)
+	if err := unix.SchedSetaffinity(0, &one); err != nil {
+		t.Fatal(err)
+	}
+	return func() {
+		sweepsLock.Lock()
+		defer sweepsLock.Unlock()
+		sweepsOn[cpu]--
+		unix.SchedSetaffinity(0, &all)
+		runtime.UnlockOSThread()
 	}
 }
 

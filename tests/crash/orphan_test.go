@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"runtime"
 	"strings"
 	"testing"
 
@@ -40,7 +39,7 @@ func (s *sweep) orphan() {
 					if s.lockWaitedFor() {
 						return
 					}
-					runtime.Gosched()
+					yield()
 				}
 			},
 		})

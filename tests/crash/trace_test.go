@@ -185,14 +185,6 @@ type session struct {
 }
 
 func (tr *tracer) trace(c command) (outcome, error) {
-	// On one processor with what it traces, wherever it is now: to wake another one at each stop costs more than all the rest.
-	var all, one unix.CPUSet
-	var cpu uint32
-	if _, _, e := unix.RawSyscall(unix.SYS_GETCPU, uintptr(unsafe.Pointer(&cpu)), 0, 0); e == 0 && unix.SchedGetaffinity(0, &all) == nil {
-		one.Set(int(cpu))
-		unix.SchedSetaffinity(0, &one)
-		defer unix.SchedSetaffinity(0, &all)
-	}
 	var files [3]*os.File
 	for i, name := range []string{"stdin", "stdout", "stderr"} {
 		fd, err := unix.MemfdCreate(name, unix.MFD_CLOEXEC)

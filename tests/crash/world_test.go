@@ -53,6 +53,7 @@ var (
 )
 
 func newWorld(t *testing.T, h *harness.Host, user harness.User, vols []volume) *world {
+	runtime.GOMAXPROCS(4) // although there is one: see pinned
 	h.AllowAll()
 	w := &world{t: t, h: h, user: user, vols: vols, c: h.Container(harness.ContainerOptions{ID: "c"})}
 	// It is lenient, so that recover need not wait for what a call that was cut off may still do; that is TestSlowMount's.
@@ -185,8 +186,14 @@ func (w *world) quiet() {
 		if connected == 0 {
 			return
 		}
-		runtime.Gosched()
+		yield()
 	}
+}
+
+// yield lets what is waited for run, on the processor that it shares with us.
+func yield() {
+	runtime.Gosched()
+	unix.RawSyscall(unix.SYS_SCHED_YIELD, 0, 0, 0)
 }
 
 // removeVolumes removes the local driver's volumes, so that each prepare creates them.
