@@ -88,6 +88,9 @@ func Bare() Option { return func(r *request) { r.Bare = true } }
 // DiskState puts the state directory (journal and local volumes) on a disk instead of a tmpfs, for tests that care what a sync costs or a crash leaves.
 func DiskState() Option { return func(r *request) { r.Disk = true } }
 
+// OwnNetwork gives the host a network namespace of its own, so that /proc/net/unix lists its sockets alone. It has no network.
+func OwnNetwork() Option { return func(r *request) { r.Network = true } }
+
 // Packages lays a tree of unpacked Debian packages over the host's /usr and /etc, so that what is in it is installed in the host and nowhere else. What it brings is for container engines
 // that take a hybrid tree of cgroups for cgroup v2: in the host the v2 part of one is not mounted.
 func Packages(tree string) Option { return func(r *request) { r.Packages = tree } }

@@ -38,6 +38,7 @@ type request struct {
 	Disk bool
 	Dir  string // a folder on a disk, if Disk
 
+	Network  bool   // of its own
 	Packages string // a tree to lay over /usr and /etc
 }
 
@@ -125,6 +126,9 @@ func startHost(t *testing.T, r request) (code int, output string, rep report) {
 	cmd.Env = append(os.Environ(), roleVar+"="+roleInit, requestVar+"="+string(req))
 	cmd.ExtraFiles = []*os.File{reportWrite}
 	cmd.SysProcAttr = &unix.SysProcAttr{Cloneflags: unix.CLONE_NEWPID | unix.CLONE_NEWNS, Pdeathsig: unix.SIGKILL}
+	if r.Network {
+		cmd.SysProcAttr.Cloneflags |= unix.CLONE_NEWNET
+	}
 	out, err := cmd.StdoutPipe()
 	if err != nil {
 		t.Fatalf("harness: %v", err)
