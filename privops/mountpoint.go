@@ -338,7 +338,7 @@ type Removal func(folder string, remove func() error) error
 // Sure dies of system if an error, such as the ledger's own, leaves it open whether what was made is there: it stays on record then, to be tried again.
 func Sure(err error, names []string) {
 	_, ledger := errors.AsType[*wire.Error](err)
-	unknown := slices.Contains([]error{unix.EIO, unix.ENOMEM, unix.EMFILE, unix.ENFILE}, err)
+	unknown := slices.Contains([]error{unix.EIO, unix.ENOMEM, unix.EMFILE, unix.ENFILE, unix.EBUSY}, err)
 	namespace.DieIf(ledger || unknown, wire.Errorf(wire.System, "detach", "cannot remove what was made at %s: %v", absolute(names), err))
 }
 
