@@ -19,7 +19,8 @@ import (
 var doing = []int{unix.SYS_OPEN_TREE, unix.SYS_MOVE_MOUNT, unix.SYS_MKDIRAT, unix.SYS_MKNODAT, unix.SYS_SYMLINKAT, unix.SYS_FSOPEN}
 
 // fault makes each call of a program fail in turn. Of the errors that its kind of call can have, each one fails with the next: the first openat of a sweep for
-// want of descriptors, the second for want of memory, the third because the disk is broken, and so on. The command ends with a status of the contract and an
+// want of descriptors, the second for want of memory, the third because the disk is broken, and so on: every call with one error, not with each that it can have, which would be
+// two and a half times as many runs. The command ends with a status of the contract and an
 // error that names the stage, or all the same with what it was to do; and what it has done is undone, or reported as left.
 func (s *sweep) fault() {
 	before := s.lines()
