@@ -75,7 +75,7 @@ func (s *session) commit(r *wire.Request, target *namespace.Target, list []*priv
 			return
 		}
 		for i, a := range slices.Backward(list) { // all of them, whatever becomes of one; what could not be taken back stays on record
-			if i > done || namespace.Try(func() { a.Undo(s.host, s.ledger.Removal(target.NS.ID)) }) == nil && !namespace.Mounted(a.ID, target.NS.ID) {
+			if i > done || namespace.Try(func() { a.Undo(s.host, s.removal(target.NS.ID, &record.Mounts[live+i])) }) == nil && !namespace.Mounted(a.ID, target.NS.ID) {
 				record.Mounts = slices.Delete(record.Mounts, live+i, live+i+1)
 			}
 		}

@@ -2,10 +2,13 @@ package main
 
 import (
 	"cmp"
+	"context"
 	"errors"
+	"io/fs"
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -26,6 +29,7 @@ func (s *session) detach(r *wire.Request) []wire.Fields {
 		for _, id := range must(s.ledger.Namespaces()) {
 			for _, m := range must(s.ledger.ReadNS(id)).Mounts {
 				if m.IsOf(m.UID, r.Owner, r.Container) {
+					namespace.DieIf(found && uid != m.UID, wire.Errorf(wire.Conflict, "ledger", "cannot tell which container %s is meant: uid %d has one of that id, and uid %d", r.Container, uid, m.UID))
 					uid, ns, found = m.UID, id, true
 				}
 			}
@@ -47,6 +51,16 @@ func (s *session) detach(r *wire.Request) []wire.Fields {
 	}
 	defer s.ledger.Leave(uid, r.Owner, r.Container, record)
 	return s.drop(record, r.Lazy, func(m state.LedgerMount) bool { return mine(m) && (wanted == nil || slices.Contains(wanted, m.Target)) })
+}
+
+// removal is the ledger's, for what was made for m: it leaves alone what the host has mounted something on, which the kernel would take away too.
+func (s *session) removal(ns uint64, m *state.LedgerMount) privops.Removal {
+	return func(folder string, remove func() error) error {
+		if at := parse(m.HostPath).Components; m.HostPath != "" && privops.HostUses(s.host.NS.ID, at[:max(0, len(at)-m.Made+1)]) {
+			return fs.ErrExist
+		}
+		return s.ledger.Removal(ns)(folder, remove)
+	}
 }
 
 // drop detaches the mounts of a record that which names, the last attached first, and takes those that are gone from the record, also when a later one fails. The caller holds the record's lock. A record
@@ -76,9 +90,9 @@ func (s *session) drop(record *state.LedgerRecord, lazy bool, which func(state.L
 			continue
 		}
 		if alive {
-			recorded(&m).Detach(s.host, lazy, s.ledger.Removal(record.NS))
+			recorded(&m).Detach(s.host, lazy, s.removal(record.NS, &m))
 		} else if m.HostPath != "" && m.Made > 0 {
-			s.unmakeOnHost(&m, s.ledger.Removal(record.NS))
+			s.unmakeOnHost(&m, s.removal(record.NS, &m))
 		}
 		record.Mounts = slices.Delete(record.Mounts, i, i+1)
 		for j := range record.Mounts {
@@ -114,9 +128,11 @@ func recorded(m *state.LedgerMount) *privops.Recorded {
 // records that cannot be trusted are moved aside; temporary files of a crash are removed.
 func (s *session) sweep(r *wire.Request) (gone []wire.Fields) {
 	var failed error
+	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second) // whoever holds a lock for longer, such as a helper that a container has hung, keeps only its own record from being swept
+	defer cancel()
 	for _, id := range must(s.ledger.Namespaces()) {
 		failed = cmp.Or(failed, namespace.Try(func() { // one that fails keeps no other from being swept
-			defer must(s.ledger.LockNS(id)).Unlock()
+			defer must(s.ledger.Lock(ctx, state.Key(strconv.FormatUint(id, 10)))).Unlock()
 			record, err := s.ledger.ReadNS(id)
 			if err != nil && wire.AsError(err).Code == wire.StateCorrupt {
 				gone = append(gone, wire.Pairs("mount", must(s.ledger.MoveAside(strconv.FormatUint(id, 10))), "corrupt", "1"))
@@ -129,7 +145,7 @@ func (s *session) sweep(r *wire.Request) (gone []wire.Fields) {
 			}
 		}))
 	}
-	s.ledger.SweepIndex(namespace.Mounted)
+	s.ledger.SweepIndex(ctx, namespace.Mounted)
 	s.ledger.SweepTemporary(func(record string) (uint64, bool) { return state.Key(record), true })
 	namespace.Pass(failed)
 	return gone

@@ -45,7 +45,8 @@ func startClean() {
 	}
 	ignore.handler = 0 // SIG_DFL: the timer below ends us
 	unix.RawSyscall6(unix.SYS_RT_SIGACTION, uintptr(unix.SIGALRM), uintptr(unsafe.Pointer(&ignore)), 0, 8, 0, 0)
-	for resource, min := range map[int]uint64{unix.RLIMIT_FSIZE: unix.RLIM_INFINITY, unix.RLIMIT_NOFILE: 256, unix.RLIMIT_SIGPENDING: 64, unix.RLIMIT_CORE: 0} {
+	for resource, min := range map[int]uint64{unix.RLIMIT_FSIZE: unix.RLIM_INFINITY, unix.RLIMIT_CPU: unix.RLIM_INFINITY, unix.RLIMIT_DATA: unix.RLIM_INFINITY, unix.RLIMIT_AS: unix.RLIM_INFINITY,
+		unix.RLIMIT_RTTIME: unix.RLIM_INFINITY, unix.RLIMIT_NOFILE: 256, unix.RLIMIT_SIGPENDING: 64, unix.RLIMIT_CORE: 0} { // those of time and memory would end us where the caller likes
 		var l unix.Rlimit
 		err := unix.Getrlimit(resource, &l)
 		if l.Cur = l.Max; l.Max < min || min == 0 { // raising a hard limit needs CAP_SYS_RESOURCE, which root may lack

@@ -1,7 +1,11 @@
 package privops
 
 import (
+	"cmp"
 	"slices"
+	"strconv"
+	"syscall"
+	"unsafe"
 
 	"golang.org/x/sys/unix"
 
@@ -53,6 +57,144 @@ func (a *Attachment) Clone(t *namespace.Target) {
 	namespace.DieIf(t.UserNS < 0, wire.Errorf(wire.TargetForbidden, "tree", "cannot map the ids of %s: the container has no user namespace of its own", a.Source.Path).WithHint("leave idmap out"))
 	err := unix.MountSetattr(a.tree, "", unix.AT_EMPTY_PATH|unix.AT_RECURSIVE, &unix.MountAttr{Attr_set: unix.MOUNT_ATTR_IDMAP, Userns_fd: uint64(t.UserNS)})
 	namespace.Check(err, wire.SourceForbidden, "tree", "cannot map the ids of %s: its filesystem or a mount in it cannot be idmapped", a.Source.Path)
+}
+
+// Stage gives every tree its final attributes where nobody can see it, and locks them.
+//
+// A container's root with SYS_ADMIN, in its own user namespace or in the host's, can remount what was moved in: rw, suid, dev. The kernel does not allow that for a mount that was copied
+// into a mount namespace of another, less privileged user namespace: such a copy has its attributes locked, and a clone of it keeps the locks (mount_namespaces(7), "Restrictions on mount
+// namespaces"). So the trees pass through one:
+//
+//  1. On this thread, enter a private copy of the container's mount namespace (a copy of the host's would cost by the number of its mounts) and put an empty tmpfs on its root. Nobody else is in it.
+//  2. Move each tree onto a name in that tmpfs, look at every mount in it: allowed type, sealed. What is checked is what will be attached, so nothing can be mounted in between (T45).
+//  3. Set the attributes, recursively (T23).
+//  4. One child, with a fresh user and mount namespace, sees locked copies, clones each and leaves the clones in our descriptor table.
+//
+// A volume that lands in another one of the request is then resolved in that one's tree. list is in the order of Order. The thread is left in the staging namespace; the next Enter leaves it, and with the last descriptor it vanishes. Dies of source_forbidden, unsupported_kernel, system.
+func Stage(list []*Attachment, ns namespace.NS, lock bool) {
+	ns.Enter()
+	top := stagingRoot()
+	slots, names := make([]int, len(list)), make([][5]byte, len(list)) // the names as C strings: the child must not allocate
+	for i, a := range list {
+		a.stage(top, strconv.Itoa(i))
+		slots[i] = a.tree
+		copy(names[i][:4], strconv.Itoa(i))
+	}
+	e := cloneTrees(slots, names, lock)
+	namespace.DieIf(e != 0, wire.Errorf(wire.UnsupportedKernel, "lock", "cannot lock the attributes: %v", e).WithHint("locking needs user namespaces: see user.max_user_namespaces and user.max_mnt_namespaces"))
+	for _, a := range list {
+		id, _, err := namespace.MountOf(a.tree)
+		namespace.Check(err, wire.System, "stage", "cannot name the detached mount of %s", a.Source.Path)
+		if a.ID, a.Locked = id, lock; a.outer != nil {
+			a.Point.moveInto(a.outer.Point, a.outer.tree)
+		}
+	}
+}
+
+// stagingRoot makes the thread's root an empty tmpfs in a mount namespace that only this thread is in.
+func stagingRoot() int {
+	const why = "cannot make a staging namespace"
+	check := func(err error) { namespace.Check(err, wire.System, "stage", why) }
+	check(unix.Unshare(unix.CLONE_NEWNS))
+	check(unix.MountSetattr(unix.AT_FDCWD, "/", unix.AT_RECURSIVE, &unix.MountAttr{Propagation: unix.MS_PRIVATE})) // what follows must not propagate to the container's own mounts
+	fs := namespace.Must(unix.Fsopen("tmpfs", unix.FSOPEN_CLOEXEC))(wire.System, "stage", why)
+	check(unix.FsconfigCreate(fs))
+	top := namespace.Must(unix.Fsmount(fs, unix.FSMOUNT_CLOEXEC, 0))(wire.System, "stage", why)
+	check(unix.MoveMount(top, "", unix.AT_FDCWD, "/", unix.MOVE_MOUNT_F_EMPTY_PATH))
+	check(unix.Fchdir(top))
+	check(unix.Chroot(".")) // else the child below is refused: the kernel takes us for chrooted
+	return top
+}
+
+func (a *Attachment) stage(top int, name string) {
+	check := func(err error) { namespace.Check(err, wire.System, "stage", "cannot stage %s", a.Source.Path) }
+	if a.Source.IsDir {
+		check(unix.Mkdirat(top, name, 0o700))
+	} else {
+		check(unix.Mknodat(top, name, unix.S_IFREG|0o600, 0))
+	}
+	check(unix.MoveMount(a.tree, "", top, name, unix.MOVE_MOUNT_F_EMPTY_PATH))
+	a.judgeMounts()
+	check(unix.MountSetattr(a.tree, "", unix.AT_EMPTY_PATH|unix.AT_RECURSIVE, &unix.MountAttr{Attr_set: a.Attr}))
+}
+
+// judgeMounts judges what else is mounted in the source.
+func (a *Attachment) judgeMounts() {
+	id, _, err := namespace.MountOf(a.tree)
+	namespace.Check(err, wire.System, "stage", "cannot examine %s", a.Source.Path)
+	below, err := namespace.ListMounts(id, 0, 0, namespace.MaxMounts)
+	namespace.DieIf(a.Source.mounts >= 0 && a.Source.mounts != len(below), a.Source.forbid("of the %d mounts in it %d could be cloned (one may be unbindable), so that what the others cover would show", a.Source.mounts, len(below)))
+	namespace.DieIf(err != nil || len(below) == namespace.MaxMounts, a.Source.forbid("the mounts in it cannot be listed, or are %d or more", namespace.MaxMounts))
+	for _, sub := range below {
+		m, err := namespace.StatMount(sub, 0)
+		namespace.Check(err, wire.System, "stage", "cannot examine a mount in %s", a.Source.Path)
+		namespace.DieIf(isFUSE(m.Type) && !a.Source.allowFUSE, a.Source.forbid("a %s filesystem is mounted in it", m.Type).WithHint("root can set allow_fuse = true for its [[source]] in helper.toml"))
+		namespace.DieIf(!a.Source.private && !strips(m), a.Source.forbid("a mount in it lacks nosuid or nodev, so it is not sealed"))
+	}
+}
+
+// cloneTrees replaces each descriptor in slots, a tree staged under its name in the working directory, by a detached clone of it. With lock a child with a fresh user and mount
+// namespace makes the clones, so that their attributes are locked. It returns an errno, or 0.
+func cloneTrees(slots []int, names [][5]byte, lock bool) syscall.Errno {
+	if !lock {
+		return cloneInto(slots, names)
+	}
+	all, old := ^uint64(0), uint64(0)
+	syscall.RawSyscall6(unix.SYS_RT_SIGPROCMASK, unix.SIG_SETMASK, uintptr(unsafe.Pointer(&all)), uintptr(unsafe.Pointer(&old)), 8, 0, 0)
+	childErrno = unix.EINTR // what one says that is killed
+	errno := cloneInChild(slots, names)
+	syscall.RawSyscall6(unix.SYS_RT_SIGPROCMASK, unix.SIG_SETMASK, uintptr(unsafe.Pointer(&old)), 0, 8, 0, 0)
+	return cmp.Or(errno, childErrno)
+}
+
+// cloneInChild has a child make the clones. It shares our memory and descriptor table (CLONE_VM, CLONE_FILES) and runs on this thread's stack while this thread waits (CLONE_VFORK); a copy of the memory
+// would cost more than all that the child does (docs/adr/0013). It makes raw system calls only, with all signals blocked, since the runtime's other threads do not exist in it, and grows no stack; it has no
+// exit signal, so that no disposition that the caller left us can reap it.
+//
+// The child writes to this frame and below: the compiler may use what is dead in the child for something else, though it lives in us. So the child stays in this function for good, and we leave it
+// at once, as syscall.forkAndExecInChild does.
+//
+//go:norace
+//go:noinline
+func cloneInChild(slots []int, names [][5]byte) syscall.Errno {
+	pid, errno := vfork(unix.SYS_CLONE, unix.CLONE_VM|unix.CLONE_VFORK|unix.CLONE_FILES|unix.CLONE_NEWUSER|unix.CLONE_NEWNS)
+	if errno != 0 || pid != 0 {
+		return errno
+	}
+	childErrno = cloneInto(slots, names)
+	for {
+		syscall.RawSyscall(unix.SYS_EXIT_GROUP, 0, 0, 0)
+	}
+}
+
+// childErrno is what the child leaves in the memory that it shares with us. Its exit status comes later: it waits until every processor has seen that its mount namespace is gone, and nobody needs to
+// wait for that (docs/adr/0016).
+var childErrno syscall.Errno
+
+// Reap takes the child, if it has ended by now; else init does, once we have.
+func Reap() { unix.Wait4(-1, nil, unix.WNOHANG|unix.WALL, nil) }
+
+// vfork makes clone(2), whose number is trap, with these flags, which must include CLONE_VM and CLONE_VFORK: the child runs on the caller's stack until it exits.
+//
+//go:noescape
+func vfork(trap, flags uintptr) (pid uintptr, errno syscall.Errno)
+
+//go:norace
+//go:nosplit
+func cloneInto(slots []int, names [][5]byte) syscall.Errno {
+	dirfd := unix.AT_FDCWD
+	for i, slot := range slots {
+		const flags = unix.OPEN_TREE_CLONE | unix.OPEN_TREE_CLOEXEC | unix.AT_RECURSIVE
+		fd, _, e := syscall.RawSyscall(unix.SYS_OPEN_TREE, uintptr(dirfd), uintptr(unsafe.Pointer(&names[i])), flags)
+		if e == 0 {
+			_, _, e = syscall.RawSyscall(unix.SYS_DUP3, fd, uintptr(slot), unix.O_CLOEXEC)
+			syscall.RawSyscall(unix.SYS_CLOSE, fd, 0, 0)
+		}
+		if e != 0 {
+			return e
+		}
+	}
+	return 0
 }
 
 // Attach moves the tree onto its mountpoint, which was made, in the container's mount namespace, which the calling thread has entered. It refuses a mountpoint that the container changed,

@@ -271,9 +271,8 @@ func (m *Mountpoint) mayMake() {
 	if id == p.rootMount || id == p.sandMount {
 		return
 	}
-	const all = ^uint64(0) // LSMT_ROOT
 	on, err := namespace.StatMount(id, p.target.NS.ID)
-	if err == nil && on.Type == "tmpfs" && (p.tmpfs == on.Dev || countMounts(all, p.target.HostNS, func(m namespace.Mount) bool { return m.Dev == on.Dev }) == 0) {
+	if err == nil && on.Type == "tmpfs" && (p.tmpfs == on.Dev || countMounts(^uint64(0), p.target.HostNS, func(m namespace.Mount) bool { return m.Dev == on.Dev }) == 0) {
 		p.tmpfs = on.Dev
 		return
 	}

@@ -185,13 +185,13 @@ func (l *Ledger) Namespaces() (ids []uint64, err error) {
 }
 
 // SweepIndex removes the entries that name a namespace whose record knows nothing of them, or whose removal was cut off by a crash and then finished, as it is while all that is on record is mounted; under its
-// lock, since an attach writes the entry first, and the container's, since the attach may be to another namespace.
-func (l *Ledger) SweepIndex(mounted func(id, ns uint64) bool) {
+// lock, since an attach writes the entry first, and the container's, since the attach may be to another namespace. What is still locked when ctx ends is left for another time.
+func (l *Ledger) SweepIndex(ctx context.Context, mounted func(id, ns uint64) bool) {
 	entries, _ := l.entries()
 	for _, e := range entries {
 		if ns, ok, _ := l.index(e); ok {
-			if own, err := l.LockName(e); err == nil {
-				if lock, err := l.LockNS(ns); err == nil {
+			if own, err := l.Lock(ctx, Key(e)); err == nil {
+				if lock, err := l.Lock(ctx, Key(recordName(ns))); err == nil {
 					now, _, _ := l.index(e)
 					record, err := l.ReadNS(ns)
 					in := func(m LedgerMount) bool {

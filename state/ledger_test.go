@@ -13,7 +13,7 @@ import (
 	"github.com/bindgate/bindgate/wire"
 )
 
-func ledger(t *testing.T, dir string) *Ledger { return &Ledger{open(t, dir)} }
+func ledger(t *testing.T, dir string) *Ledger { return &Ledger{Store: open(t, dir)} }
 
 func mount(uid uint32, owner, container, target string) LedgerMount {
 	return LedgerMount{UID: uid, Owner: owner, Container: container, PID: 4711, Target: target, Source: "/v/a b=c", Mode: "ro", ID: 1 << 33, Path: target, Prefix: "/r", HostPath: "/h", Made: 2, RootUID: 100000, RootGID: 100001}
@@ -54,7 +54,7 @@ func TestRecordOfAnEarlierBootIsEmpty(t *testing.T) {
 	dir := t.TempDir()
 	s, err := Open(dir, "another-boot", false)
 	must(t, err)
-	must(t, (&Ledger{s}).WriteNS(&LedgerRecord{NS: 7, Mounts: []LedgerMount{mount(0, "o", "c", "/a")}}))
+	must(t, (&Ledger{Store: s}).WriteNS(&LedgerRecord{NS: 7, Mounts: []LedgerMount{mount(0, "o", "c", "/a")}}))
 	if r, err := ledger(t, dir).ReadNS(7); err != nil || len(r.Mounts) != 0 || r.NS != 7 {
 		t.Errorf("%+v, %v", r, err)
 	}
@@ -192,7 +192,7 @@ func TestSweepIndexKeepsWhatHasARecord(t *testing.T) {
 		must(t, l.Own("2"+folder, ns))
 		must(t, os.Rename(filepath.Join(dir, owned+"2"+folder), filepath.Join(dir, going+"2"+folder))) // a crash while it was removed
 	}
-	l.SweepIndex(func(id, ns uint64) bool { return id != half.ID })
+	l.SweepIndex(t.Context(), func(id, ns uint64) bool { return id != half.ID })
 	for name, want := range map[string]bool{owned + "1:1": true, owned + "1:2": false, owned + "1:3": true, going + "21:1": false, going + "21:2": false, going + "21:3": true} {
 		if _, err := os.Lstat(filepath.Join(dir, name)); (err == nil) != want {
 			t.Errorf("%s: %v", name, err)

@@ -10,6 +10,8 @@ import (
 	"bytes"
 	"cmp"
 	"context"
+	"crypto/sha256"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"hash/fnv"
@@ -18,6 +20,7 @@ import (
 	"os"
 	"strings"
 	"syscall"
+	"time"
 
 	"github.com/google/renameio/v2"
 	"golang.org/x/sys/unix"
@@ -153,12 +156,8 @@ func (s *Store) MoveAside(name string) (string, error) {
 	if err := s.root.Mkdir(corruptDir, 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
 		return "", s.failed("create", corruptDir, err)
 	}
-	for i := 0; ; i++ {
-		to := fmt.Sprintf("%s/%s.%d", corruptDir, name, i)
-		if _, err := s.root.Lstat(to); err != nil {
-			return s.dir + "/" + to, s.sync("move aside", name, s.root.Rename(name+ext, to))
-		}
-	}
+	to := fmt.Sprintf("%s/%s.%d", corruptDir, name, time.Now().UnixNano())
+	return s.dir + "/" + to, s.sync("move aside", name, s.root.Rename(name+ext, to))
 }
 
 // SweepTemporary removes the temporary files that a crash left of the records that key admits, of which it returns the lock's key: where that is taken, a writer is at work, and nothing is removed.
@@ -232,11 +231,10 @@ type Lock struct{ F *os.File }
 // Unlock releases the lock.
 func (l *Lock) Unlock() { l.F.Close() }
 
-// Key returns the lock key of a name; that of a number, such as a namespace's, is no key of a name that begins with a letter, however that was chosen. Two names may have one key; their holders then wait for each other, which is harmless as long as nobody waits for one while holding the other.
+// Key returns the lock key of a name. Nobody can choose a name that has the key of another's: whoever holds it would keep that one waiting.
 func Key(parts ...string) uint64 {
-	h := fnv.New64a()
-	h.Write([]byte(strings.Join(parts, "\x00")))
-	return h.Sum64()>>1 | map[bool]uint64{true: 1 << 63}[strings.Join(parts, "") >= "A"]
+	sum := sha256.Sum256([]byte(strings.Join(parts, "\x00")))
+	return binary.BigEndian.Uint64(sum[:])
 }
 
 // Lock waits for the lock of key. Errors: timeout when ctx ends first, system.

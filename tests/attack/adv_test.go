@@ -13,6 +13,7 @@ import (
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 
+	"github.com/bindgate/bindgate/policy/boundary"
 	"github.com/bindgate/bindgate/state"
 	"github.com/bindgate/bindgate/tests/harness"
 	"github.com/bindgate/bindgate/wire"
@@ -132,6 +133,114 @@ func TestAdv_AnIDThatNamesANamespacesLock(t *testing.T) {
 		madeOK(t, h, &wire.Request{Op: wire.OpDetach, Owner: "o", Container: id})
 		if state.Key(prefix+id) == state.Key(strconv.FormatUint(ns, 10)) {
 			t.Error("the two locks are one")
+		}
+	})
+}
+
+// Nor one whose lock is that of another uid's container, or of a volume: whoever holds it, for as long as a container of his lets it hang, would keep the other waiting.
+func TestAdv_AnIDThatNamesAnothersLock(t *testing.T) {
+	prefix := "by+" + strconv.Itoa(harness.PolicyUID) + "+o+"
+	for _, other := range []string{"by+0+default+web-1", "volume+precious", "refused+0"} {
+		name := prefix + advSuffix(t, prefix, advHash(other))
+		if advHash(name) != advHash(other) {
+			t.Fatal("the attack does not work on the naive way")
+		}
+		if state.Key(name) == state.Key(other) {
+			t.Errorf("%s has the lock of %s", name, other)
+		}
+	}
+}
+
+// A helper that a container hangs holds the lock of that container's record, for as long as it hangs. A sweep waits for it a while, goes on with the others, and says what it left.
+func TestAdv_SweepBesideALockThatIsHeld(t *testing.T) {
+	t.Parallel() // it waits most of the time
+	harness.Run(t, func(h *harness.Host) {
+		v := h.Mkdir(filepath.Join(h.Sources(), "v"), 0o755)
+		var hung *harness.Container
+		var dead []*harness.Container // one of them is swept after the hung one, in whichever order
+		for _, id := range []string{"dead-1", "hung", "dead-2"} {
+			c := h.Container(harness.ContainerOptions{ID: id})
+			madeOK(t, h, madeAttach(c, id, "/data", v))
+			if id == "hung" {
+				hung = c
+			} else {
+				dead = append(dead, c)
+			}
+		}
+		held := func(c *harness.Container) *os.File {
+			ns, err := unix.Open("/proc/"+c.PIDString()+"/ns/mnt", unix.O_RDONLY|unix.O_CLOEXEC, 0)
+			volCheck(t, err)
+			defer unix.Close(ns)
+			id, err := advNamespace(ns)
+			volCheck(t, err)
+			f, err := os.OpenFile(filepath.Join(h.Ledger(), ".lock"), os.O_RDWR, 0)
+			volCheck(t, err)
+			volCheck(t, unix.FcntlFlock(f.Fd(), unix.F_OFD_SETLK, &unix.Flock_t{Type: unix.F_WRLCK, Start: int64(state.Key(strconv.FormatUint(id, 10)) >> 1), Len: 1}))
+			return f
+		}
+		lock := held(hung)
+		defer lock.Close()
+		for _, c := range dead {
+			c.Delete()
+		}
+		reply := h.Helper(&wire.Request{Op: wire.OpSweep, Owner: "o"})
+		if reply.Err == nil || reply.Err.Code != wire.Timeout {
+			t.Errorf("it does not say that a record was left: %+v", reply)
+		}
+		lock.Close()
+		if reply := madeOK(t, h, &wire.Request{Op: wire.OpSweep, Owner: "o"}); len(reply.Blocks) > 0 {
+			t.Errorf("the record of another was left too: %v", reply.Blocks)
+		}
+		if len(hung.Mountinfo("/data")) != 1 {
+			t.Error("the living container lost its volume")
+		}
+	})
+}
+
+// The kernel takes a mount away with the folder that it is on, also one that root made on the host, over a mountpoint that was made in a sandbox.
+func TestAdv_HostMountsOnWhatWasMade(t *testing.T) {
+	harness.Run(t, func(h *harness.Host) {
+		v := h.Mkdir(filepath.Join(h.Sources(), "v"), 0o755)
+		sandbox := h.Mkdir(filepath.Join(h.Sandboxes(), "job"), 0o755)
+		c := h.SharedRoot(harness.SharedRootOptions{ID: "c"})
+		mounted := func(at string) bool {
+			var st, up unix.Stat_t
+			volCheck(t, unix.Stat(at, &st))
+			volCheck(t, unix.Stat(filepath.Dir(at), &up))
+			return st.Dev != up.Dev
+		}
+		naive := h.Mkdir(filepath.Join(sandbox, "naive"), 0o755)
+		h.Mount("tmpfs", naive, "tmpfs", 0, "")
+		c.Sh("umount " + naive + " 2>/dev/null; rmdir " + naive).OK(t)
+		if _, err := os.Lstat(naive); err == nil {
+			t.Fatal("the attack does not work on the naive way")
+		}
+		for _, on := range []string{"a", "a/b"} {
+			r := madeAttach(c, "c", "a/b/c", v)
+			r.Directory = sandbox
+			madeOK(t, h, r)
+			h.Mount("tmpfs", filepath.Join(sandbox, on), "tmpfs", 0, "")
+			madeOK(t, h, &wire.Request{Op: wire.OpDetach, Owner: "o", Container: "c"})
+			if !mounted(filepath.Join(sandbox, on)) {
+				t.Errorf("the host lost what it had mounted on %s", on)
+			}
+			volCheck(t, unix.Unmount(filepath.Join(sandbox, on), 0))
+			volCheck(t, os.RemoveAll(filepath.Join(sandbox, "a")))
+		}
+	})
+}
+
+// Root may detach what others attached, but not at random: where two uids have a container of one id it is told so.
+func TestAdv_RootIsToldOfTwoContainersOfOneID(t *testing.T) {
+	harness.Run(t, func(h *harness.Host) {
+		h.HelperTOML("[callers]\nuids = [0, " + strconv.Itoa(harness.OutsiderUID) + "]\n" + harness.DefaultHelperTOML)
+		v := h.Mkdir(filepath.Join(h.Sources(), "v"), 0o755)
+		a, b := h.Container(harness.ContainerOptions{ID: "a"}), h.Container(harness.ContainerOptions{ID: "b"})
+		callerSucceeded(t, h.HelperRaw(callerPolicy, boundary.Encode(madeAttach(a, "web", "/data", v))))
+		callerSucceeded(t, h.HelperRaw(harness.User{UID: harness.OutsiderUID, GID: harness.PolicyGID}, boundary.Encode(madeAttach(b, "web", "/data", v))))
+		callerRefused(t, h.HelperRaw(harness.User{}, boundary.Encode(&wire.Request{Op: wire.OpDetach, Owner: "o", Container: "web"})), wire.Conflict)
+		if len(a.Mountinfo("/data")) != 1 || len(b.Mountinfo("/data")) != 1 {
+			t.Error("one lost its volume")
 		}
 	})
 }
