@@ -66,8 +66,7 @@ func (s *session) removal(ns uint64, m *state.LedgerMount) privops.Removal {
 // drop detaches the mounts of a record that which names, the last attached first, and takes those that are gone from the record, also when a later one fails. The caller holds the record's lock. A record
 // that cannot be written (a full disk) is no failure: it then names a mount that the kernel says is not there.
 func (s *session) drop(record *state.LedgerRecord, lazy bool, which func(state.LedgerMount) bool) (gone []wire.Fields) {
-	var going []*privops.Recorded
-	var keep []uint64
+	going, keep := []*privops.Recorded(nil), []uint64(nil)
 	for _, m := range record.Mounts {
 		if which(m) {
 			going = append(going, recorded(&m))
