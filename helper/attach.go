@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"path"
 	"slices"
 	"strconv"
@@ -68,7 +69,7 @@ func (s *session) commit(r *wire.Request, target *namespace.Target, list []*priv
 	n := s.config.Limits.MountsPerNamespace
 	namespace.DieIf(len(record.Mounts) > n, wire.Errorf(wire.LimitExceeded, "ledger", "cannot attach %d more volumes: mounts_per_namespace of helper.toml is %d", len(list), n))
 
-	s.audit.intent(r, record.Mounts[live:]) // 10
+	namespace.Check(s.audit.intent(r, record.Mounts[live:]), wire.System, "audit", "cannot write the audit log %s, so nothing is attached", s.config.Audit.File) // 10
 	done := 0
 	defer func() {
 		if done == len(list) {
@@ -99,12 +100,10 @@ func (s *session) commit(r *wire.Request, target *namespace.Target, list []*priv
 
 // refuseElsewhere refuses a container id that has live mounts in another namespace: an id is one container's.
 func (s *session) refuseElsewhere(r *wire.Request, ns uint64) {
-	other, ok, err := s.ledger.Find(s.caller.uid, r.Owner, r.Container)
-	if namespace.Pass(err); !ok || other == ns {
-		return
-	}
+	other, _, err := s.ledger.Find(s.caller.uid, r.Owner, r.Container) // 0, of which there is no record, if it has no entry
+	namespace.Pass(err)
 	for _, m := range must(s.ledger.ReadNS(other)).Mounts {
-		namespace.DieIf(m.IsOf(s.caller.uid, r.Owner, r.Container) && namespace.Mounted(m.ID, other), wire.Errorf(wire.Conflict, "ledger", "cannot attach to the container %s in pid %d: it has volumes in another mount namespace, of pid %d", r.Container, r.PID, m.PID).WithHint("detach those first"))
+		namespace.DieIf(other != ns && m.IsOf(s.caller.uid, r.Owner, r.Container) && namespace.Mounted(m.ID, other), wire.Errorf(wire.Conflict, "ledger", "cannot attach to the container %s in pid %d: it has volumes in another mount namespace, of pid %d", r.Container, r.PID, m.PID).WithHint("detach those first"))
 	}
 }
 
@@ -131,12 +130,10 @@ func (s *session) place(r *wire.Request, target *namespace.Target) *privops.Plac
 	if r.Directory == "" || !slices.ContainsFunc(r.Mounts, func(m wire.Mount) bool { return m.Path[0] != '/' }) {
 		return place
 	}
-	directory, seen := parse(r.Directory), parse(r.Sandbox)
+	directory, seen := parse(r.Directory), parse(cmp.Or(r.Sandbox, wire.DefaultSandbox))
 	sandbox := onHost(directory, t.SandboxRoots, "sandbox directory", "sandbox_roots")
 	if target.SharesHostRoot && r.Rootfs == "" {
 		seen = directory
-	} else if r.Sandbox == "" {
-		seen = parse(wire.DefaultSandbox)
 	}
 	place.UseSandbox(sandbox, seen)
 	return place
@@ -152,9 +149,7 @@ func (s *session) source(m *wire.Mount) *privops.Source {
 	}
 	own, local := wire.ParsePaths(append(conf.Own(), s.config.Audit.File)), parse(conf.VolumesDir())
 	ours := slices.ContainsFunc(own, func(own wire.Path) bool { return own.Contains(asked) || asked.Contains(own) }) || asked.Contains(local) // all volumes at once
-	if n := len(local.Components); local.Contains(asked) && !ours {
-		ours = wire.CheckVolumeName(asked.Components[n]) != nil // one that is being made or removed
-	}
+	ours = ours || local.Contains(asked) && wire.CheckVolumeName(asked.Components[len(local.Components)]) != nil                              // one that is being made or removed
 	namespace.DieIf(rule.Path == "" || ours, wire.Errorf(wire.SourceForbidden, "source", "cannot use the source %s: it is not in an allowed source of helper.toml", m.Source))
 	namespace.DieIf(m.IDMap && !s.config.Mounts.AllowIDMap, wire.Errorf(wire.Denied, "source", "cannot map the ids of %s: allow_idmap of helper.toml is not set", m.Source))
 	fd, private, err := conf.OpenTrusted(rule.Path, unix.O_PATH|unix.O_DIRECTORY)

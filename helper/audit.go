@@ -22,7 +22,7 @@ import (
 type audit struct {
 	s      *session
 	file   int
-	syslog int           // connected datagram socket; -1: no syslog
+	syslog int           // datagram socket, connected if there is a syslog
 	exe    string        // of the caller
 	ns     atomic.Uint64 // mount namespace of the target, once it is known
 }
@@ -51,20 +51,18 @@ func openAudit(s *session) *audit {
 	namespace.DieIf(st.Mode&unix.S_IFMT != unix.S_IFREG || st.Nlink != 1, wire.Errorf(wire.Config, "audit", "cannot trust the audit log %s: it must be a regular file with link count 1", name))
 	a := &audit{s: s, file: fd}
 	a.exe, _ = os.Readlink("/proc/" + strconv.Itoa(s.caller.pid) + "/exe")
-	a.syslog, err = unix.Socket(unix.AF_UNIX, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
-	if err != nil || unix.Connect(a.syslog, &unix.SockaddrUnix{Name: "/dev/log"}) != nil {
-		a.syslog = -1
-	}
+	a.syslog, _ = unix.Socket(unix.AF_UNIX, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
+	unix.Connect(a.syslog, &unix.SockaddrUnix{Name: "/dev/log"}) // where there is none, what is written to it goes nowhere
 	return a
 }
 
-// intent writes down what is about to be attached. What cannot be written down is not done: dies of system.
-func (a *audit) intent(r *wire.Request, mounts []state.LedgerMount) {
+// intent writes down what is about to be done. What cannot be written down is not attached; a detach goes on.
+func (a *audit) intent(r *wire.Request, mounts []state.LedgerMount) error {
 	var list []string
 	for _, m := range mounts {
 		list = append(list, object("target", m.Prefix+m.Path, "source", m.Source, "mode", m.Mode, "mount_id", strconv.FormatUint(m.ID, 10)))
 	}
-	namespace.Check(a.write("intent", r, list), wire.System, "audit", "cannot write the audit log %s, so nothing is attached", a.s.config.Audit.File)
+	return a.write("intent", r, list)
 }
 
 // outcome writes down how a request ended. A failure to write is nobody's error any more. Questions that were answered are not written down, also when the answer is that there is no such volume: they would use up what refusals have room for.
@@ -79,10 +77,8 @@ func (a *audit) outcome(r *wire.Request, blocks []wire.Fields, err error) {
 	if err == nil {
 		a.write("done", r, list)
 	} else {
-		e, event := wire.AsError(err), "failed"
-		if e.Code.Exit() == wire.Denied.Exit() {
-			event = "refused"
-		}
+		e := wire.AsError(err)
+		event := map[bool]string{true: "refused", false: "failed"}[e.Code.Exit() == wire.Denied.Exit()]
 		if omitted, ok := a.admitFailure(); ok {
 			a.write(event, r, nil, "code", string(e.Code), "stage", e.Stage, "reason", e.Message, "omitted", omitted)
 		}
@@ -121,9 +117,7 @@ func (a *audit) write(event string, r *wire.Request, mounts []string, more ...st
 		line = line[:len(line)-1] + `,"mounts":[` + strings.Join(mounts, ",") + "]}"
 	}
 	line += "\n"
-	if a.syslog >= 0 {
-		unix.Write(a.syslog, []byte("<85>bindgate-helper: "+line)) // authpriv.notice
-	}
+	unix.Write(a.syslog, []byte("<85>bindgate-helper: "+line)) // authpriv.notice
 	n, err := unix.Write(a.file, []byte(line))
 	if err == nil && n < len(line) {
 		unix.Write(a.file, []byte("\n")) // where there is room again, the next line is its own

@@ -21,21 +21,10 @@ import (
 
 // detach works from the ledger alone: what is not in it, or is another uid's, owner's or container's, is not touched (T27). Root may detach what others attached.
 func (s *session) detach(r *wire.Request) []wire.Fields {
-	uid := s.caller.uid
+	uid := s.attacher(r)
 	defer s.held(s.ledger.LockEntry(uid, r.Owner, r.Container)).Unlock() // an attach under way is finished or not begun
 	ns, found, err := s.ledger.Find(uid, r.Owner, r.Container)
-	namespace.Pass(err)
-	if !found && uid == 0 {
-		for _, id := range must(s.ledger.Namespaces()) {
-			for _, m := range must(s.ledger.ReadNS(id)).Mounts {
-				if m.IsOf(m.UID, r.Owner, r.Container) {
-					namespace.DieIf(found && uid != m.UID, wire.Errorf(wire.Conflict, "ledger", "cannot tell which container %s is meant: uid %d has one of that id, and uid %d", r.Container, uid, m.UID))
-					uid, ns, found = m.UID, id, true
-				}
-			}
-		}
-	}
-	if !found && len(r.Mounts) == 0 {
+	if namespace.Pass(err); !found && len(r.Mounts) == 0 {
 		return nil
 	}
 	s.audit.ns.Store(ns)
@@ -49,14 +38,35 @@ func (s *session) detach(r *wire.Request) []wire.Fields {
 		namespace.DieIf(!there, wire.Errorf(wire.NotFound, "ledger", "cannot detach %s of the container %s: nothing is recorded there", w, r.Container))
 		wanted = append(wanted, w)
 	}
+	which := func(m state.LedgerMount) bool { return mine(m) && (wanted == nil || slices.Contains(wanted, m.Target)) }
+	s.audit.intent(r, slices.DeleteFunc(slices.Clone(record.Mounts), func(m state.LedgerMount) bool { return !which(m) }))
 	defer s.ledger.Leave(uid, r.Owner, r.Container, record)
-	return s.drop(record, r.Lazy, func(m state.LedgerMount) bool { return mine(m) && (wanted == nil || slices.Contains(wanted, m.Target)) })
+	return s.drop(record, r.Lazy, which)
+}
+
+// attacher is whose container is meant: the caller's, or, if root has none of that id, the one uid's who has. Dies of conflict if several have.
+func (s *session) attacher(r *wire.Request) uint32 {
+	uid := s.caller.uid
+	if _, own, _ := s.ledger.Find(uid, r.Owner, r.Container); own || uid != 0 {
+		return uid
+	}
+	for _, id := range must(s.ledger.Namespaces()) {
+		for _, m := range must(s.ledger.ReadNS(id)).Mounts {
+			if m.IsOf(m.UID, r.Owner, r.Container) {
+				namespace.DieIf(uid != 0 && uid != m.UID, wire.Errorf(wire.Conflict, "ledger", "cannot tell which container %s is meant: uid %d has one of that id, and uid %d", r.Container, uid, m.UID))
+				uid = m.UID
+			}
+		}
+	}
+	return uid
 }
 
 // removal is the ledger's, for what was made for m: it leaves alone what the host has mounted something on, which the kernel would take away too.
 func (s *session) removal(ns uint64, m *state.LedgerMount) privops.Removal {
 	return func(folder string, remove func() error) error {
-		if at := parse(m.HostPath).Components; m.HostPath != "" && privops.HostUses(s.host.NS.ID, at[:max(0, len(at)-m.Made+1)]) {
+		at := parse(m.HostPath)
+		at.Components = at.Components[:max(0, len(at.Components)-m.Made+1)]
+		if m.HostPath != "" && privops.MountsIn(^uint64(0), s.host.NS.ID, at.String()+"/") > 0 {
 			return fs.ErrExist
 		}
 		return s.ledger.Removal(ns)(folder, remove)
@@ -152,11 +162,9 @@ func (s *session) sweep(r *wire.Request) (gone []wire.Fields) {
 
 // query tells what the caller attached: of one container with the sizes of the filesystems and who uses them, or of all of an owner's without. It waits for no lock: a record is the old or the new one.
 func (s *session) query(r *wire.Request) (blocks []wire.Fields) {
-	var ids []uint64
-	ns, ok, err := s.ledger.Find(s.caller.uid, r.Owner, r.Container)
-	if namespace.Pass(err); ok {
-		ids = []uint64{ns}
-	} else if r.Container == "" {
+	ns, _, err := s.ledger.Find(s.caller.uid, r.Owner, r.Container)
+	ids := []uint64{ns} // 0, of which there is no record, if nothing is attached to it
+	if namespace.Pass(err); r.Container == "" {
 		ids = must(s.ledger.Namespaces())
 	}
 	for _, id := range ids {
@@ -168,12 +176,10 @@ func (s *session) query(r *wire.Request) (blocks []wire.Fields) {
 			if m.UID != s.caller.uid || m.Owner != r.Owner || r.Container != "" && m.Container != r.Container {
 				continue
 			}
-			b := wire.Pairs("mount", m.Target, "owner", m.Owner, "container", m.Container, "pid", strconv.Itoa(m.PID), "ns", strconv.FormatUint(id, 10), "id", strconv.FormatUint(m.ID, 10),
-				"target", m.Path, "source", m.Source, "mode", m.Mode)
 			mount, err := namespace.StatMount(m.ID, id)
-			if err != nil {
-				b = append(b, wire.Pairs("alive", "0")...)
-			} else if b = append(b, wire.Pairs("alive", "1")...); r.Container != "" {
+			b := wire.Pairs("mount", m.Target, "owner", m.Owner, "container", m.Container, "pid", strconv.Itoa(m.PID), "ns", strconv.FormatUint(id, 10), "id", strconv.FormatUint(m.ID, 10),
+				"target", m.Path, "source", m.Source, "mode", m.Mode, "alive", map[bool]string{true: "1", false: "0"}[err == nil])
+			if err == nil && r.Container != "" {
 				b = append(b, s.usage(record, mount)...)
 			}
 			blocks = append(blocks, b)

@@ -7,6 +7,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"syscall"
 
 	"golang.org/x/sys/unix"
 
@@ -141,6 +142,9 @@ const maxMissing = 32
 // shortened list of names, so the kernel is never asked for a parent (T18). It runs with the file system ids of the container's root. Dies of target_missing, target_forbidden, invalid_request.
 func (p *Place) Resolve(path wire.Path, dir bool) *Mountpoint {
 	m := &Mountpoint{place: p, fd: p.root, dir: dir}
+	if p.target.UserNS >= 0 && p.target.UID == 0 { // with fsuid 0 would go what overrides permissions; the root of a user namespace has no power over files of ids that it does not map
+		namespace.Check(capset(mountCaps&^(1<<unix.CAP_DAC_OVERRIDE), syscall.RawSyscall), wire.System, "capabilities", "cannot drop CAP_DAC_OVERRIDE")
+	}
 	AsRoot(p.target.UID, p.target.GID, func() { m.walk(path) })
 	full := absolute(m.names)
 	var st unix.Stat_t

@@ -53,7 +53,7 @@ func PinSource(root SourceRoot, asked string, path, subpath []string) *Source {
 		if i == len(all) {
 			s.judge(&st, mount)
 			if s.mounts = -1; !root.Ours {
-				s.mounts = mountsIn(mount.ID, 0, strings.TrimRight(asked, "/")+strings.Join(append([]string{""}, subpath...), "/")+"/")
+				s.mounts = MountsIn(mount.ID, 0, strings.TrimRight(asked, "/")+strings.Join(append([]string{""}, subpath...), "/")+"/")
 			}
 			return s
 		}
@@ -73,14 +73,9 @@ func (s *Source) judge(st *unix.Stat_t, on namespace.Mount) {
 		WithHint("chmod 0700 a folder of root's above it, or mount it with nosuid,nodev: otherwise a setuid file that a container writes there is setuid on the host"))
 }
 
-// mountsIn counts the mounts below the mount id, in the namespace with the id ns (0: the calling thread's), whose path begins with prefix.
-func mountsIn(id, ns uint64, prefix string) int {
+// MountsIn counts the mounts below the mount id (^0: all), in the namespace with the id ns (0: the calling thread's), whose path begins with prefix.
+func MountsIn(id, ns uint64, prefix string) int {
 	return countMounts(id, ns, func(m namespace.Mount) bool { return strings.HasPrefix(m.Point+"/", prefix) })
-}
-
-// HostUses says whether something is mounted on the path or below it in the namespace with the id ns.
-func HostUses(ns uint64, path []string) bool {
-	return mountsIn(^uint64(0), ns, absolute(path).String()+"/") > 0
 }
 
 // countMounts counts the mounts below the mount id (^0: all, LSMT_ROOT of listmount(2)), in the namespace with the id ns (0: the calling thread's), of which is says that they are meant.

@@ -68,7 +68,7 @@ func (v *Volumes) Create(name string, mode, uid, gid uint32) bool {
 // again. Dies of volume_not_found, busy if something is mounted on it or in it, system.
 func (v *Volumes) Remove(name string) {
 	id, _, err := namespace.MountOf(v.FD)
-	mounted := err == nil && mountsIn(id, 0, v.Path+"/"+name+"/") > 0 // before anything is removed
+	mounted := err == nil && MountsIn(id, 0, v.Path+"/"+name+"/") > 0 // before anything is removed
 	check := func(err error) {
 		namespace.DieIf(mounted || err == unix.EBUSY || err == unix.EXDEV, wire.Errorf(wire.Busy, "volume", "cannot remove the local volume %s: something is mounted in it", name).WithHint("see findmnt"))
 		namespace.Check(err, wire.System, "volume", "cannot remove the local volume %s", name)

@@ -66,13 +66,18 @@ func (l *Ledger) Own(folder string, ns uint64) error {
 	return l.sync("create", owned+folder, l.root.Symlink(recordName(ns), owned+folder))
 }
 
-// Share notes that something of ns is about to be mounted on folder, which the kernel would take away with it. Error: busy, if that is under way.
+// Share notes that something of ns is about to be mounted on folder, which the kernel would take away with it. Error: busy, if that is under way: if its namespace's lock is free, a crash cut it off.
 func (l *Ledger) Share(folder string, ns uint64) error {
 	if now, err := l.root.Readlink(owned + folder); err == nil && now != recordName(ns) {
 		l.root.Rename(owned+folder, shared+folder)
 	}
 	if now, err := l.root.Readlink(going + folder); err == nil && now != recordName(ns) {
-		return wire.Errorf(wire.Busy, "ledger", "cannot attach: what was made there for another container is being removed").WithHint("try again")
+		lock, err := l.Lock(noWait, Key(now))
+		if err != nil {
+			return wire.Errorf(wire.Busy, "ledger", "cannot attach: what was made there for another container is being removed").WithHint("try again")
+		}
+		defer lock.Unlock()
+		l.root.Rename(going+folder, shared+folder)
 	}
 	return nil
 }

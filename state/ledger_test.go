@@ -1,7 +1,9 @@
 package state
 
 import (
+	"errors"
 	"fmt"
+	"io/fs"
 	"math"
 	"os"
 	"path/filepath"
@@ -208,6 +210,25 @@ func TestSweepIndexKeepsWhatHasARecord(t *testing.T) {
 	}
 	if r, err := l.ReadNS(7); err != nil || len(r.Mounts) != 2 {
 		t.Errorf("%+v, %v", r, err)
+	}
+}
+
+// A folder whose removal a crash cut off is not busy for others for ever: who has its namespace's lock removes it still, and if nobody has, it is shared from then on.
+func TestFolderWhoseRemovalWasCutOffCanBeUsed(t *testing.T) {
+	dir := t.TempDir()
+	l := ledger(t, dir)
+	must(t, l.Own("1:1", 7))
+	must(t, os.Rename(filepath.Join(dir, owned+"1:1"), filepath.Join(dir, going+"1:1")))
+	lock, err := l.LockNS(7)
+	must(t, err)
+	if err := l.Share("1:1", 8); err == nil || wire.AsError(err).Code != wire.Busy {
+		t.Errorf("while it is removed: %v", err)
+	}
+	lock.Unlock()
+	must(t, l.Share("1:1", 8))
+	removed := false
+	if err := l.Removal(7)("1:1", func() error { removed = true; return nil }); !errors.Is(err, fs.ErrExist) || removed {
+		t.Errorf("what another namespace uses is removed: %v", err)
 	}
 }
 

@@ -162,14 +162,12 @@ func (s *Store) MoveAside(name string) (string, error) {
 
 // SweepTemporary removes the temporary files that a crash left of the records that key admits, of which it returns the lock's key: where that is taken, a writer is at work, and nothing is removed.
 func (s *Store) SweepTemporary(key func(record string) (key uint64, mine bool)) error {
-	now, cancel := context.WithCancel(context.Background())
-	cancel() // a lock that is not free is not waited for
 	entries, err := s.entries()
 	for _, e := range entries { // renameio names them "." + file + a random number
 		name, ok := strings.CutSuffix(strings.TrimRight(e, "0123456789"), ext)
 		name, dot := strings.CutPrefix(name, ".")
 		if k, mine := key(name); ok && dot && mine {
-			if lock, busy := s.Lock(now, k); busy == nil {
+			if lock, busy := s.Lock(noWait, k); busy == nil {
 				if e := s.root.Remove(e); e != nil && !errors.Is(e, fs.ErrNotExist) {
 					err = cmp.Or(err, s.failed("remove a temporary file of", name, e))
 				}
@@ -181,12 +179,12 @@ func (s *Store) SweepTemporary(key func(record string) (key uint64, mine bool)) 
 }
 
 func (s *Store) entries() ([]string, error) {
+	var names []string
 	d, err := s.root.Open(".")
-	if err != nil {
-		return nil, s.failed("list", ".", err)
+	if err == nil {
+		defer d.Close()
+		names, err = d.Readdirnames(-1)
 	}
-	defer d.Close()
-	names, err := d.Readdirnames(-1)
 	if err != nil {
 		return nil, s.failed("list", ".", err)
 	}
@@ -236,6 +234,9 @@ func Key(parts ...string) uint64 {
 	sum := sha256.Sum256([]byte(strings.Join(parts, "\x00")))
 	return binary.BigEndian.Uint64(sum[:])
 }
+
+// noWait has ended: a lock that is not free is not waited for.
+var noWait, _ = context.WithDeadline(context.Background(), time.Time{})
 
 // Lock waits for the lock of key. Errors: timeout when ctx ends first, system.
 func (s *Store) Lock(ctx context.Context, key uint64) (*Lock, error) {

@@ -23,7 +23,7 @@ import (
 
 // Events of the log.
 const (
-	Intent  = "intent"  // about to attach
+	Intent  = "intent"  // about to be done
 	Done    = "done"    // a change that was made
 	Failed  = "failed"  // a request that could not be done
 	Refused = "refused" // a request that was not allowed: the codes of exit status 77

@@ -238,7 +238,7 @@ func showAudit(t *tables, entries []*audit.Entry, q *auditQuery) {
 	open := map[string]*audit.Entry{} // intents, by who asked for what
 	ended := map[*audit.Entry]*audit.Entry{}
 	for _, e := range entries {
-		key := strings.Join([]string{e.Boot, e.UID, e.PID, e.Op, e.Owner, e.Container}, "\x00")
+		key := strings.Join([]string{e.Boot, e.UID, e.PID, e.Op, e.Owner, e.Container, e.Volume}, "\x00")
 		if e.Event == audit.Intent {
 			open[key] = e
 		} else if i := open[key]; i != nil {

@@ -230,6 +230,30 @@ func TestAdv_HostMountsOnWhatWasMade(t *testing.T) {
 	})
 }
 
+// The root of a user namespace may be the host's uid 0; over files of ids that it does not map it has no power all the same, and the helper lends it none.
+func TestAdv_RootOfAUserNamespaceThatIsTheHosts(t *testing.T) {
+	harness.Run(t, func(h *harness.Host) {
+		v := h.Mkdir(filepath.Join(h.Sources(), "v"), 0o755)
+		c := h.Container(harness.ContainerOptions{ID: "c", Mapping: &harness.Mapping{Size: 100}, Prepare: func(root string) {
+			volCheck(t, os.Mkdir(filepath.Join(root, "theirs"), 0o755))
+			volCheck(t, os.Chown(filepath.Join(root, "theirs"), 1234, 1234))
+		}})
+		if r := c.Sh("mkdir /theirs/own"); r.Exit == 0 {
+			t.Fatal("the container's root could have made it itself")
+		}
+		naive := filepath.Join(c.Root, "theirs", "naive") // by uid 0, as its root is mapped
+		volCheck(t, os.Mkdir(naive, 0o755))
+		volCheck(t, os.Remove(naive))
+		if r := h.Helper(madeAttach(c, "c", "/theirs/new", v)); r.Err == nil || r.Err.Code != wire.TargetForbidden {
+			t.Errorf("%+v", r)
+		}
+		if _, err := os.Lstat(filepath.Join(c.Root, "theirs", "new")); err == nil {
+			t.Error("a folder was made where the container's root may make none")
+		}
+		madeOK(t, h, madeAttach(c, "c", "/ours/new", v))
+	})
+}
+
 // Root may detach what others attached, but not at random: where two uids have a container of one id it is told so.
 func TestAdv_RootIsToldOfTwoContainersOfOneID(t *testing.T) {
 	harness.Run(t, func(h *harness.Host) {

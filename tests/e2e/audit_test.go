@@ -56,19 +56,19 @@ func TestAudit(t *testing.T) {
 		h.Policy("attach", "--container", "host", "--pid", "1", "-v", "v:/data").Exits(t, wire.NamespaceHost.Exit()) // no container
 		cleanup(t, h, "web", "--force")
 
-		want := []string{"done create-volume ", "intent attach web", "done attach web", "refused attach host", "done detach web"}
+		want := []string{"done create-volume ", "intent attach web", "done attach web", "refused attach host", "intent detach web", "done detach web"}
 		got := func(args ...string) []string {
 			var d auditDoc
 			audit(h, append(args, "-o", "json")...).OK(t).JSON(t, &d)
 			return slices.DeleteFunc(d.entries(t), func(s string) bool { return s == "failed list-volumes " || s == "done detach host" }) // it was looked for before it was made
 		}
 		wantIDs(t, "all", got(), want...)
-		wantIDs(t, "one container", got("--container", "web"), want[1], want[2], want[4])
+		wantIDs(t, "one container", got("--container", "web"), want[1], want[2], want[4], want[5])
 		wantIDs(t, "refused", got("--refused"), want[3])
 		if other := got("--owner", "nobody"); len(other) != 0 {
 			t.Errorf("another owner: %v", other)
 		}
-		wantIDs(t, "the last", got("--container", "web", "--lines", "1"), want[4])
+		wantIDs(t, "the last", got("--container", "web", "--lines", "1"), want[5])
 
 		// A table begins with what was refused, and shows an attach once, with all that is known of it.
 		out := audit(h, "-o", "table").OK(t).Stdout
