@@ -20,11 +20,10 @@ import (
 
 // The audit log has one JSON line of intent before anything becomes visible, one of outcome after, and one per refusal: an append-only file, and syslog where there is one.
 type audit struct {
-	s      *session
-	file   int
-	syslog int           // datagram socket, connected if there is a syslog
-	exe    string        // of the caller
-	ns     atomic.Uint64 // mount namespace of the target, once it is known
+	s            *session
+	file, syslog int           // syslog: datagram socket, connected if there is one
+	exe          string        // of the caller
+	ns           atomic.Uint64 // mount namespace of the target, once it is known
 }
 
 // Failures are written down at most refusalBurst times a refusalWindow for each uid; what was left out is counted in the next line (T32).

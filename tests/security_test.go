@@ -41,8 +41,8 @@ var ordinaryByNumber = []string{"rt_sigaction", "rt_sigprocmask", "dup3", "close
 // unixTypes are the types of package unix that the core uses, and constants in small letters.
 var unixTypes = []string{"ItimerReal", "ItimerVirtual", "ItimerProf", "PathMax", "CapUserData", "CapUserHeader", "ItimerWhich", "Itimerval", "MountAttr", "OpenHow", "PollFd", "Rlimit", "SockFilter", "SockFprog", "SockaddrUnix", "Stat_t", "SizeofSockFilter", "Statfs_t", "Statx_t", "Flock_t"}
 
-// syscallNames are all that the core uses of package syscall besides constants: nothing in it that has a system call of its own.
-var syscallNames = []string{"Clearenv", "Setenv", "AllThreadsSyscall", "RawSyscall", "RawSyscall6", "Errno", "Signal", "Stat_t"}
+// syscallNames are all that the core uses of package syscall besides constants: nothing in it that has a system call of its own that is privileged.
+var syscallNames = []string{"Clearenv", "Setenv", "AllThreadsSyscall", "Madvise", "RawSyscall", "RawSyscall6", "Errno", "Signal", "Stat_t"}
 
 // A scan is what the sources of the core say.
 type scan struct {

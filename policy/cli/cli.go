@@ -23,6 +23,7 @@ import (
 
 	"github.com/bindgate/bindgate/conf"
 	"github.com/bindgate/bindgate/policy/config"
+	_ "github.com/bindgate/bindgate/policy/early"
 	"github.com/bindgate/bindgate/policy/lifecycle"
 	"github.com/bindgate/bindgate/wire"
 )
@@ -71,7 +72,7 @@ func Main(args []string, s Streams) int {
 
 // Commands returns the command lines of the programs that this one is: bindgate, dvdcli and bindgate-nomad. They are to be read, for a manual or completions, not run.
 func Commands() []*cobra.Command {
-	return []*cobra.Command{(&app{name: "bindgate"}).root(), (&app{name: dvdcliName}).dvdcli(), (&app{name: nomadName}).nomad()}
+	return []*cobra.Command{(&app{name: "bindgate"}).root(nil), (&app{name: dvdcliName}).dvdcli(), (&app{name: nomadName}).nomad()}
 }
 
 func (a *app) run(args []string) int {
@@ -85,7 +86,7 @@ func (a *app) run(args []string) int {
 		root = a.nomad()
 	default:
 		a.output = wantsJSON(args) // for an error that comes before the flags are read
-		root = a.root()
+		root = a.root(args)
 	}
 	root.SetArgs(args)
 	root.SetIn(a.In)
@@ -157,7 +158,7 @@ func flagError(cmd *cobra.Command, err error) error {
 	return usageError("cannot read the command line: %v", err).WithHint("%s --help", cmd.CommandPath())
 }
 
-func (a *app) root() *cobra.Command {
+func (a *app) root(args []string) *cobra.Command {
 	root := &cobra.Command{
 		Use:   "bindgate",
 		Short: "attach storage volumes to containers with kernel mounts, from an unprivileged agent",
@@ -199,9 +200,16 @@ as anyone else it refuses. Who may use which volume is decided by the [[rule]]s 
 	root.SetHelpCommand(helpCommand())
 	_ = root.RegisterFlagCompletionFunc("output", fixed("table", "json"))
 	_ = root.RegisterFlagCompletionFunc("log-level", fixed("debug", "info", "warn", "error"))
-	root.AddCommand(a.prepareCommand(), a.isolateCommand(), a.bindCommand(), a.attachCommand(), a.detachCommand(), a.cleanupCommand(),
-		a.recoverCommand(), a.watchCommand(), a.doctorCommand(), a.statusCommand(), a.usageCommand(), a.volumeCommand(), a.policyCommand(),
-		a.hookCommand(), a.auditCommand())
+	commands := map[string]func() *cobra.Command{"prepare": a.prepareCommand, "isolate": a.isolateCommand, "bind": a.bindCommand, "attach": a.attachCommand,
+		"detach": a.detachCommand, "cleanup": a.cleanupCommand, "recover": a.recoverCommand, "watch": a.watchCommand, "doctor": a.doctorCommand,
+		"status": a.statusCommand, "usage": a.usageCommand, "volume": a.volumeCommand, "policy": a.policyCommand, "hook": a.hookCommand, "audit": a.auditCommand}
+	if len(args) > 0 && commands[args[0]] != nil { // to make them all takes as long as to attach a volume
+		root.AddCommand(commands[args[0]]())
+		return root
+	}
+	for _, command := range commands {
+		root.AddCommand(command())
+	}
 	return root
 }
 

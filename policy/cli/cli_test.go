@@ -379,7 +379,7 @@ func TestEveryCommandExplainsItself(t *testing.T) {
 			walk(sub)
 		}
 	}
-	walk(a.root())
+	walk(a.root(nil))
 }
 
 func TestSignalEndsTheContext(t *testing.T) {

@@ -11,6 +11,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -93,7 +94,9 @@ func pids() (list []string) {
 }
 
 // denial finds what AppArmor and SELinux write about a program that they keep from something.
-var denial = regexp.MustCompile(`(?:apparmor="DENIED"|avc:\s+denied).*\b(?:comm|exe|profile)="[^"]*bindgate`)
+var denial = sync.OnceValue(func() *regexp.Regexp {
+	return regexp.MustCompile(`(?:apparmor="DENIED"|avc:\s+denied).*\b(?:comm|exe|profile)="[^"]*bindgate`)
+})
 
 // lsm looks for denials of security modules in the kernel's log and in that of auditd. The lines stay there whatever is mended, so those count that are younger than what decides.
 func (d *Doctor) lsm() {
@@ -112,7 +115,7 @@ func (d *Doctor) lsm() {
 		}
 		for line := range strings.Lines(text) {
 			switch {
-			case !denial.MatchString(line):
+			case !denial().MatchString(line):
 			case auditedAt(line).Before(since):
 				before++
 			default:
@@ -189,11 +192,11 @@ func tail(path string, limit int) (string, error) {
 	return all.String(), nil
 }
 
-var auditTime = regexp.MustCompile(`audit\((\d+)\.(\d{3}):`)
+var auditTime = sync.OnceValue(func() *regexp.Regexp { return regexp.MustCompile(`audit\((\d+)\.(\d{3}):`) })
 
 // auditedAt is the time in a line that the kernel's audit wrote; the end of time if there is none, so that the line counts.
 func auditedAt(line string) time.Time {
-	m := auditTime.FindStringSubmatch(line)
+	m := auditTime().FindStringSubmatch(line)
 	if m == nil {
 		return time.Unix(1<<40, 0)
 	}

@@ -13,6 +13,7 @@ import (
 	"net/http"
 	"regexp"
 	"slices"
+	"sync"
 	"time"
 
 	"github.com/bindgate/bindgate/wire"
@@ -119,7 +120,7 @@ func (c call) read(status int, data []byte, out any) error {
 		return c.said(said)
 	case status/100 == 3:
 		return c.fail(wire.DriverError, "the driver answered %s with a redirect, which is not followed (status %d)", c.method, status)
-	case slices.Contains([]int{http.StatusNotFound, http.StatusMethodNotAllowed, http.StatusNotImplemented}, status) && !volumeNotFound.MatchString(text):
+	case slices.Contains([]int{http.StatusNotFound, http.StatusMethodNotAllowed, http.StatusNotImplemented}, status) && !volumeNotFound().MatchString(text):
 		if c.optional {
 			return errUnsupported
 		}
@@ -154,10 +155,15 @@ func errText(raw json.RawMessage) string {
 
 // How drivers say that a volume does not exist. Answers to Get and Path are about nothing else; those to other calls must speak of the volume, so that
 // "mount.nfs: not found" stays the failure that it is.
+// They are compiled when the first driver says no: at each start it would cost more than all else that is made there (docs/performance.md).
 var (
-	notFound       = regexp.MustCompile(`(?i)not found|no such|not exist|doesn't exist|(not|n't|unable to|failed to) (find|locate)|unknown volume|no volume`)
-	volumeNotFound = regexp.MustCompile(`(?i)(no such|unknown) volume|\bvolume\b.*(not found|not exist|doesn't exist)|` +
-		`(not|n't|unable to|failed to) (find|locate) (the )?volume\b|no volume (found|named|with)`)
+	notFound = sync.OnceValue(func() *regexp.Regexp {
+		return regexp.MustCompile(`(?i)not found|no such|not exist|doesn't exist|(not|n't|unable to|failed to) (find|locate)|unknown volume|no volume`)
+	})
+	volumeNotFound = sync.OnceValue(func() *regexp.Regexp {
+		return regexp.MustCompile(`(?i)(no such|unknown) volume|\bvolume\b.*(not found|not exist|doesn't exist)|` +
+			`(not|n't|unable to|failed to) (find|locate) (the )?volume\b|no volume (found|named|with)`)
+	})
 )
 
 // said is the error for a driver that answered with one: volume_not_found if that is what it means, else driver_error; ErrRefused in both.
@@ -166,7 +172,7 @@ func (c call) said(text string) *wire.Error {
 	if c.stage == "get" || c.stage == "path" {
 		means = notFound
 	}
-	if c.ask.Name != "" && means.MatchString(text) {
+	if c.ask.Name != "" && means().MatchString(text) {
 		code = wire.VolumeNotFound
 	}
 	return c.fail(code, "the driver says: %s", clean(text)).Because(ErrRefused)

@@ -4,6 +4,7 @@ import (
 	"context"
 	"os"
 	"regexp"
+	"sync"
 
 	"github.com/bindgate/bindgate/policy/lifecycle"
 	"github.com/bindgate/bindgate/policy/spec"
@@ -54,11 +55,13 @@ func Precreate(ctx context.Context, iso *lifecycle.Isolator, config []byte, dvdi
 	return list, nil
 }
 
-var podmanCgroup = regexp.MustCompile(`(?:^|[/:])libpod[-:](?:payload-)?([0-9a-f]{64})(?:\.scope)?$`)
+var podmanCgroup = sync.OnceValue(func() *regexp.Regexp {
+	return regexp.MustCompile(`(?:^|[/:])libpod[-:](?:payload-)?([0-9a-f]{64})(?:\.scope)?$`)
+})
 
 // podmanID takes a container's id out of its cgroups path: PARENT/libpod-ID, or SLICE:libpod:ID with systemd.
 func podmanID(cgroup string) (string, error) {
-	m := podmanCgroup.FindStringSubmatch(cgroup)
+	m := podmanCgroup().FindStringSubmatch(cgroup)
 	if m == nil {
 		return "", bad("cannot tell the container's id: linux.cgroupsPath is %q, not one of podman's", cgroup).WithHint("use the hook createRuntime alone")
 	}

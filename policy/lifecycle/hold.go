@@ -422,7 +422,7 @@ func (iso *Isolator) letGo(ctx context.Context, drv driver.Driver, v volumeID, h
 		return false, nil
 	case !isCode(err, wire.DriverError):
 		return false, err
-	case iso.lost(h), notMounted.MatchString(err.Error()) && !isMount(h.Mountpoint):
+	case iso.lost(h), notMounted().MatchString(err.Error()) && !isMount(h.Mountpoint):
 		h.Doubt = !sure && iso.mayCome(h)
 		return false, nil
 	case sure:
@@ -442,7 +442,9 @@ func (iso *Isolator) letGo(ctx context.Context, drv driver.Driver, v volumeID, h
 func (iso *Isolator) mayCome(h *hold) bool { return h.Boot == iso.boot && time.Now().Before(h.Late) }
 
 // notMounted is how drivers say that there is nothing to unmount.
-var notMounted = regexp.MustCompile(`(?i)(not|n't) (currently |been )?mounted|no such mount|\bnot a mount ?point`)
+var notMounted = sync.OnceValue(func() *regexp.Regexp {
+	return regexp.MustCompile(`(?i)(not|n't) (currently |been )?mounted|no such mount|\bnot a mount ?point`)
+})
 
 // lost reports whether what a driver mounted is not mounted any more: the plugin or the host was restarted.
 func (iso *Isolator) lost(h *hold) bool { return h.WasMount && !isMount(h.Mountpoint) }
