@@ -521,3 +521,16 @@ func TestListWarnsInEachForm(t *testing.T) {
 		t.Errorf("%+v", r)
 	}
 }
+
+// Only the command that is asked for is made; it is found under its own name.
+func TestACommandAloneIsTheOneOfAll(t *testing.T) {
+	all := (&app{}).root(nil).Commands()
+	if len(all) < 15 {
+		t.Errorf("only %d commands", len(all))
+	}
+	for _, c := range all {
+		if alone := (&app{}).root([]string{c.Name(), "--help"}).Commands(); len(alone) != 1 || alone[0].Use != c.Use {
+			t.Errorf("%s alone: %v", c.Name(), alone)
+		}
+	}
+}

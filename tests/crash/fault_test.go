@@ -18,11 +18,12 @@ import (
 // doing are the calls by which the helper changes something for a container. After one that failed it makes none any more.
 var doing = []int{unix.SYS_OPEN_TREE, unix.SYS_MOVE_MOUNT, unix.SYS_MKDIRAT, unix.SYS_MKNODAT, unix.SYS_SYMLINKAT, unix.SYS_FSOPEN}
 
-// fault makes each call of a program fail in turn. Of the errors that its kind of call can have, each one fails with the next: the first openat of a sweep for
-// want of descriptors, the second for want of memory, the third because the disk is broken, and so on: every call with one error, not with each that it can have, which would be
-// two and a half times as many runs. The command ends with a status of the contract and an
-// error that names the stage, or all the same with what it was to do; and what it has done is undone, or reported as left.
+// fault makes each call of a program fail in turn: with one volume once with each of the errors that its kind of call can have; with three, which would be
+// two and a half times as many runs, with the next of them: the first openat of a sweep for want of descriptors, the second for want of memory, the third
+// because the disk is broken, and so on. The command ends with a status of the contract and an error that names the stage, or all the same with what it was to
+// do; and what it has done is undone, or reported as left.
 func (s *sweep) fault() {
+	each := len(s.vols) == 1
 	before := s.lines()
 	done := s.h.Policy(s.args(s.verb)...).OK(s.t)
 	success := s.lines()
@@ -31,9 +32,9 @@ func (s *sweep) fault() {
 
 	failed := map[int]int{} // by the kind of call: how many have failed
 	tried := map[syscall.Errno]int{}
-	for n, alone := 1, 0; alone < ended; {
+	for n, nth, alone := 1, 0, 0; alone < ended; { // nth: which of its errors
 		var at call
-		last := 0 // the number of at
+		last, errors := 0, 0 // the number of at, and how many errors it can have
 		counts := s.counter()
 		var errno syscall.Errno
 		var more []string          // what the helper did after the failure
@@ -64,8 +65,10 @@ func (s *sweep) fault() {
 			if i < n || len(list) == 0 {
 				return act{}
 			}
-			at, last, errno = c, i, list[failed[c.nr]%len(list)]
-			failed[c.nr]++
+			at, last, errors, errno = c, i, len(list), list[failed[c.nr]%len(list)]
+			if failed[c.nr]++; each {
+				errno = list[nth%len(list)]
+			}
 			tried[errno]++
 			return act{fail: errno, last: c.by == policy}
 		}})
@@ -74,7 +77,10 @@ func (s *sweep) fault() {
 			alone++
 		} else {
 			s.points++
-			alone, n = 0, last+1
+			alone, n, nth = 0, last, nth+1
+			if !each || nth >= errors {
+				n, nth = last+1, 0
+			}
 			what = fmt.Sprintf("%s, %v fails with %v", s.verb, at, errno)
 		}
 		s.quiet()
@@ -83,7 +89,7 @@ func (s *sweep) fault() {
 			s.restore()
 		case o.Exit == 0 && slices.Equal(now, success):
 			s.changed++
-			s.try(s.capture(), what, o, s.finish)
+			s.try(s.sound, s.capture(), what, o, s.finish)
 		default:
 			s.settled(what, o)
 		}

@@ -10,7 +10,8 @@
 //
 // If all that a verb may change is the same byte for byte as before it, nothing is to be recovered, and the next run begins from there. Else recover is called,
 // the records are compared with what is so, and the container gets its volumes and is cleaned up as if nothing had been; once for each kind of state: those
-// that differ in nothing but ids, times and the like are one. Then the world is brought back to where the verb is called, and the next run begins.
+// that differ in nothing but ids, times and the like are one. A point that left a state of a new kind is tried a second time, and before recover another
+// container uses the same volumes and is done with them. Then the world is brought back to where the verb is called, and the next run begins.
 package crash
 
 import (
@@ -99,13 +100,14 @@ type sweep struct {
 	startD      *harness.Container // and the second container then
 	clean       []string
 	sound       map[string]bool // kinds of states from which all went well
+	shared      map[string]bool // and of those in which another container used the volumes before recover
 	points      int             // runs that were interrupted
 	changed     int             // of these, how many left something changed
 	failures    int
 }
 
 func newSweep(w *world, verb, watch string) *sweep {
-	s := &sweep{world: w, verb: verb, watch: watch, sound: map[string]bool{}}
+	s := &sweep{world: w, verb: verb, watch: watch, sound: map[string]bool{}, shared: map[string]bool{}}
 	s.clean = w.lines()
 	s.begin()
 	return s
@@ -124,16 +126,32 @@ func (s *sweep) begin() {
 // mark has the world as it is be that in which the verb is called.
 func (s *sweep) mark() { s.start, s.startD, s.begun = s.capture(), s.d, s.state() }
 
-// settled looks at what a run has left: first as it is, then after recover; and begins anew. what names the point.
-func (s *sweep) settled(what string, o outcome) {
+// settled looks at what a run has left: first as it is, then after recover; and begins anew. what names the point. It returns the kind of state that it was,
+// "" for none: nothing had changed.
+func (s *sweep) settled(what string, o outcome) string {
+	s.t.Helper()
+	return s.settledAfter(what, o, nil)
+}
+
+// settledAfter is settled where something else, with, happens before recover.
+func (s *sweep) settledAfter(what string, o outcome, with func(fail func(string, ...string))) string {
 	s.t.Helper()
 	s.quiet()
 	left := s.capture()
 	if left.exact == s.start.exact {
-		return
+		return ""
 	}
 	s.changed++
-	s.try(left, what, o, func(fail func(string, ...string)) {
+	sound := s.sound
+	if with != nil {
+		sound = s.shared
+		what += ", then shared"
+		s.changed--
+	}
+	s.try(sound, left, what, o, func(fail func(string, ...string)) {
+		if with != nil {
+			with(fail)
+		}
 		if r := s.h.Policy(s.args("recover")...); r.Exit != 0 {
 			fail("recover fails", r.String())
 		}
@@ -142,20 +160,37 @@ func (s *sweep) settled(what string, o outcome) {
 		}
 		s.again(fail)
 	})
+	return left.kind
 }
 
 // try calls check for a state that a run left, unless it went well with one of that kind, and begins anew.
-func (s *sweep) try(left *snapshot, what string, o outcome, check func(fail func(string, ...string))) {
+func (s *sweep) try(sound map[string]bool, left *snapshot, what string, o outcome, check func(fail func(string, ...string))) {
 	s.t.Helper()
-	if !s.sound[left.kind] {
+	if !sound[left.kind] {
 		failures := s.failures
 		check(s.failing(what, s.lines(), o))
-		if s.sound[left.kind] = s.failures == failures; s.failures > failures {
-			delete(s.sound, left.kind)
+		if sound[left.kind] = s.failures == failures; s.failures > failures {
+			delete(sound, left.kind)
 			s.wipe() // so that one failure is not every later point's
 		}
 	}
 	s.restore()
+}
+
+// share has another container use the volumes and be done with them: what it is given is mounted.
+func (s *sweep) share(fail func(string, ...string)) {
+	if r := s.h.Policy(append([]string{"prepare", "-o", "json", "--container", "e"}, s.mountFlags(s.vols)...)...); r.Exit != 0 {
+		fail("another container does not get the volumes", r.String())
+	}
+	now := s.state()
+	for _, v := range s.vols {
+		if v.driver == "plugin" && !slices.Contains(now.onHost, v.name) {
+			fail("another container is given "+v.name+", which is not mounted", now.lines()...)
+		}
+	}
+	if r := s.h.Policy("cleanup", "-o", "json", "--container", "e"); r.Exit != 0 {
+		fail("another container cannot give the volumes back", r.String())
+	}
 }
 
 // failing returns what reports a failure: after a run that left this state.
@@ -235,6 +270,7 @@ func (s *sweep) counter() func(call) int {
 
 // kill kills a program before each of its calls in turn.
 func (s *sweep) kill() {
+	var with func(func(string, ...string)) // the second time
 	for n, alone := 1, 0; alone < ended; n++ {
 		var at call
 		counts := s.counter()
@@ -245,9 +281,10 @@ func (s *sweep) kill() {
 			}
 			return act{}
 		}})
-		if at.n == 0 {
+		switch {
+		case at.n == 0:
 			alone++
-		} else {
+		case with == nil:
 			s.points++
 			alone = 0
 		}
@@ -255,7 +292,13 @@ func (s *sweep) kill() {
 		if o.hung {
 			s.t.Fatalf("%s: it does not end", what)
 		}
-		s.settled(what, o)
+		kind := s.settledAfter(what, o, with)
+		if again := with != nil; !again && s.sound[kind] && !s.shared[kind] {
+			with = s.share
+			n--
+		} else {
+			with = nil
+		}
 	}
 }
 
