@@ -17,8 +17,7 @@ import (
 
 // attach does steps 7 to 11 for all volumes of a request, all or nothing.
 func (s *session) attach(r *wire.Request) []wire.Fields {
-	n := s.config.Limits.MountsPerRequest
-	namespace.DieIf(len(r.Mounts) > n, wire.Errorf(wire.LimitExceeded, "request", "cannot attach %d volumes at once: mounts_per_request of helper.toml is %d", len(r.Mounts), n))
+	namespace.DieIf(len(r.Mounts) > s.config.Limits.MountsPerRequest, wire.Errorf(wire.LimitExceeded, "request", "cannot attach %d volumes at once: mounts_per_request of helper.toml is %d", len(r.Mounts), s.config.Limits.MountsPerRequest))
 	target := s.host.Pin(r.PID, r.Start, s.config.Targets.Cgroups) // 7
 	s.audit.ns.Store(target.NS.ID)
 	place := s.place(r, target)
@@ -66,8 +65,7 @@ func (s *session) commit(r *wire.Request, target *namespace.Target, list []*priv
 		namespace.DieIf(slices.ContainsFunc(record.Mounts[:live], same), wire.Errorf(wire.Conflict, "ledger", "cannot attach at %s: there is a volume already", m.Path).WithHint("detach it first"))
 		record.Mounts = append(record.Mounts, m)
 	}
-	n := s.config.Limits.MountsPerNamespace
-	namespace.DieIf(len(record.Mounts) > n, wire.Errorf(wire.LimitExceeded, "ledger", "cannot attach %d more volumes: mounts_per_namespace of helper.toml is %d", len(list), n))
+	namespace.DieIf(len(record.Mounts) > s.config.Limits.MountsPerNamespace, wire.Errorf(wire.LimitExceeded, "ledger", "cannot attach %d more volumes: mounts_per_namespace of helper.toml is %d", len(list), s.config.Limits.MountsPerNamespace))
 
 	namespace.Check(s.audit.intent(r, record.Mounts[live:]), wire.System, "audit", "cannot write the audit log %s, so nothing is attached", s.config.Audit.File) // 10
 	done := 0
@@ -148,8 +146,7 @@ func (s *session) source(m *wire.Mount) *privops.Source {
 		}
 	}
 	own, local := wire.ParsePaths(append(conf.Own(), s.config.Audit.File)), parse(conf.VolumesDir())
-	ours := slices.ContainsFunc(own, func(own wire.Path) bool { return own.Contains(asked) || asked.Contains(own) }) || asked.Contains(local) // all volumes at once
-	ours = ours || local.Contains(asked) && wire.CheckVolumeName(asked.Components[len(local.Components)]) != nil                              // one that is being made or removed
+	ours := slices.ContainsFunc(own, func(own wire.Path) bool { return own.Contains(asked) || asked.Contains(own) }) || asked.Contains(local) || local.Contains(asked) && wire.CheckVolumeName(asked.Components[len(local.Components)]) != nil // all volumes at once, or one that is being made or removed
 	namespace.DieIf(rule.Path == "" || ours, wire.Errorf(wire.SourceForbidden, "source", "cannot use the source %s: it is not in an allowed source of helper.toml", m.Source))
 	namespace.DieIf(m.IDMap && !s.config.Mounts.AllowIDMap, wire.Errorf(wire.Denied, "source", "cannot map the ids of %s: allow_idmap of helper.toml is not set", m.Source))
 	fd, private, err := conf.OpenTrusted(rule.Path, unix.O_PATH|unix.O_DIRECTORY)

@@ -76,8 +76,7 @@ func (a *audit) outcome(r *wire.Request, blocks []wire.Fields, err error) {
 	if err == nil {
 		a.write("done", r, list)
 	} else {
-		e := wire.AsError(err)
-		event := map[bool]string{true: "refused", false: "failed"}[e.Code.Exit() == wire.Denied.Exit()]
+		e, event := wire.AsError(err), map[bool]string{true: "refused", false: "failed"}[wire.AsError(err).Code.Exit() == wire.Denied.Exit()]
 		if omitted, ok := a.admitFailure(); ok {
 			a.write(event, r, nil, "code", string(e.Code), "stage", e.Stage, "reason", e.Message, "omitted", omitted)
 		}

@@ -47,7 +47,8 @@ func (s *session) detach(r *wire.Request) []wire.Fields {
 // attacher is whose container is meant: the caller's, or, if root has none of that id, the one uid's who has. Dies of conflict if several have.
 func (s *session) attacher(r *wire.Request) uint32 {
 	uid := s.caller.uid
-	if _, own, _ := s.ledger.Find(uid, r.Owner, r.Container); own || uid != 0 {
+	_, own, err := s.ledger.Find(uid, r.Owner, r.Container)
+	if namespace.Pass(err); own || uid != 0 {
 		return uid
 	}
 	for _, id := range must(s.ledger.Namespaces()) {
@@ -194,6 +195,7 @@ func (s *session) usage(record *state.LedgerRecord, m namespace.Mount) (f wire.F
 	if !ok {
 		return nil
 	}
+	defer unix.Close(ns.FD)
 	n := func(blocks uint64, size int64) string { return strconv.FormatUint(blocks*uint64(size), 10) }
 	if fs, err := privops.Statfs(ns, m); err == nil {
 		f = wire.Pairs("bytes", n(fs.Blocks, fs.Bsize), "bytes_free", n(fs.Bavail, fs.Bsize), "inodes", n(fs.Files, 1), "inodes_free", n(fs.Ffree, 1))

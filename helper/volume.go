@@ -31,6 +31,7 @@ func (s *session) volume(r *wire.Request) []wire.Fields {
 	switch r.Op {
 	case wire.OpRemoveVolume:
 		s.refuseAttached(v.Path + "/" + r.Name)
+		s.audit.intent(r, nil)
 		v.Remove(r.Name)
 		return nil
 	case wire.OpCreateVolume:

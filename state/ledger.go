@@ -68,16 +68,17 @@ func (l *Ledger) Own(folder string, ns uint64) error {
 
 // Share notes that something of ns is about to be mounted on folder, which the kernel would take away with it. Error: busy, if that is under way: if its namespace's lock is free, a crash cut it off.
 func (l *Ledger) Share(folder string, ns uint64) error {
-	if now, err := l.root.Readlink(owned + folder); err == nil && now != recordName(ns) {
-		l.root.Rename(owned+folder, shared+folder)
+	busy := wire.Errorf(wire.Busy, "ledger", "cannot attach: what was made there for another container is being removed").WithHint("try again")
+	if now, err := l.root.Readlink(owned + folder); err == nil && now != recordName(ns) && l.root.Rename(owned+folder, shared+folder) != nil {
+		return busy
 	}
 	if now, err := l.root.Readlink(going + folder); err == nil && now != recordName(ns) {
 		lock, err := l.Lock(noWait, Key(now))
 		if err != nil {
-			return wire.Errorf(wire.Busy, "ledger", "cannot attach: what was made there for another container is being removed").WithHint("try again")
+			return busy
 		}
 		defer lock.Unlock()
-		l.root.Rename(going+folder, shared+folder)
+		return l.sync("share", folder, l.root.Rename(going+folder, shared+folder))
 	}
 	return nil
 }

@@ -146,7 +146,7 @@ func (iso *Isolator) undoAttachAdded(ctx context.Context, doing string, c *conta
 
 // dropIfEmpty drops the record that an attach made for nothing: it failed, or there were no volumes.
 func (iso *Isolator) dropIfEmpty(c *containerRecord) {
-	if !c.Implicit || len(c.Volumes) > 0 {
+	if !c.Implicit || len(c.Volumes) > 0 || len(iso.children(c)) > 0 {
 		return
 	}
 	if err := iso.dropContainer(c); err != nil {

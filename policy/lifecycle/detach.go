@@ -31,7 +31,11 @@ func (iso *Isolator) Detach(ctx context.Context, container string, which Which, 
 	if err != nil {
 		return nil, cannot(doing, err)
 	}
-	defer unlock()
+	var gone *containerRecord
+	defer func() {
+		unlock()
+		iso.leave(ctx, gone) // whoever needs its parent's lock too takes them in an order of their own
+	}()
 	c, err := iso.readContainer(reference{iso.owner, container})
 	if err != nil {
 		return nil, cannot(doing, err)
@@ -54,7 +58,7 @@ func (iso *Isolator) Detach(ctx context.Context, container string, which Which, 
 		if err := iso.dropContainer(c); err != nil {
 			return out, cannot(doing, err)
 		}
-		iso.leave(ctx, c)
+		gone = c
 	}
 	return out, pendingError(doing, out)
 }

@@ -65,6 +65,9 @@ func (iso *Isolator) revive(ctx context.Context, drv driver.Driver, v *volumeRec
 	switch {
 	case h.State == mountDone && !iso.lost(h):
 		return h, nil
+	case iso.came(h):
+		h.State, h.Late = mountDone, time.Time{}
+		return h, nil
 	case h.State == mountPending && !h.Unsure && !iso.lost(h):
 		// The driver refused to unmount it, so it is mounted: a new user cancels the unmount.
 		h.State, h.Since, h.Error = mountDone, time.Time{}, ""
@@ -153,6 +156,9 @@ func (iso *Isolator) mount(ctx context.Context, drv driver.Driver, v *volumeReco
 	if others { // of which each still has what it had: a mount that was lost, or one that was cut off
 		if h.Mountpoint != "" {
 			h.State = mountDone
+		}
+		if isCode(err, wire.Timeout) {
+			h.Late = time.Now().UTC().Add(iso.policy.For(v.Driver).Unmount)
 		}
 		return errors.Join(err, iso.writeVolume(v))
 	}
@@ -373,7 +379,8 @@ func (iso *Isolator) unmount(ctx context.Context, v *volumeRecord, h *hold, how 
 	if h.Doubt && slices.ContainsFunc(v.Holds, func(o *hold) bool { return !o.Doubt }) { // one that counts nothing would take the volume from them
 		return false, nil, nil
 	}
-	sure := h.State == mountDone || h.State == mountPending && !h.Unsure // else a crash or a deadline came between question and answer
+	// Else a crash or a deadline came between question and answer, or a Mount that was given up may still come.
+	sure := (h.State == mountDone || h.State == mountPending && !h.Unsure) && h.Late.IsZero()
 	h.State, h.Unsure = mountPending, !sure
 	if how.noDrivers {
 		return waits(errors.New("the driver was not asked (--no-drivers)"))
@@ -447,7 +454,15 @@ var notMounted = sync.OnceValue(func() *regexp.Regexp {
 })
 
 // lost reports whether what a driver mounted is not mounted any more: the plugin or the host was restarted.
-func (iso *Isolator) lost(h *hold) bool { return h.WasMount && !isMount(h.Mountpoint) }
+func (iso *Isolator) lost(h *hold) bool {
+	return h.Boot != iso.boot || h.WasMount && !isMount(h.Mountpoint)
+}
+
+// came reports whether a volume that was lost, and asked for again by one who was killed before he heard the answer, is mounted: then those who refer to it have
+// it, and it must not be let go under them.
+func (iso *Isolator) came(h *hold) bool {
+	return h.State == mountAsked && len(h.Refs) > 0 && h.WasMount && !iso.lost(h)
+}
 
 // within runs one call of a driver under its stage's deadline. A driver that does not heed its context is left to itself.
 func within[T any](ctx context.Context, limit time.Duration, stage, doing string, call func(context.Context) (T, error)) (T, error) {

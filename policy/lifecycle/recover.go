@@ -406,7 +406,7 @@ func (r *recovery) repair(ctx context.Context, c *containerRecord) {
 			all.Unmounted = append(all.Unmounted, out.Unmounted...)
 			all.Pending = append(all.Pending, out.Pending...)
 		})
-		if err == nil && c.Implicit && len(c.Volumes) == 0 {
+		if err == nil && c.Implicit && len(c.Volumes) == 0 && len(iso.children(c)) == 0 {
 			err = iso.dropContainer(c)
 		}
 		return err
@@ -478,8 +478,12 @@ func (r *recovery) volume(ctx context.Context, id volumeID) error {
 			own := ref.Container == "" && h.State == mountAsked // its volume mount was cut off
 			return ref.Owner == iso.owner && (own || !iso.counts(ctx, h, ref, id))
 		})
+		came := iso.came(h)
+		if came {
+			h.State, h.Late = mountDone, time.Time{}
+		}
 		switch {
-		case len(h.Refs) > 0 && len(h.Refs) == had, len(h.Refs) == 0 && h.Owner != iso.owner && had == 0:
+		case len(h.Refs) > 0 && len(h.Refs) == had && !came, len(h.Refs) == 0 && h.Owner != iso.owner && had == 0:
 		case len(h.Refs) > 0:
 			if err := iso.writeVolume(v); err != nil {
 				return err

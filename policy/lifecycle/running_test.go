@@ -7,6 +7,7 @@ import (
 	"os"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/bindgate/bindgate/wire"
 )
@@ -466,4 +467,41 @@ func TestAttachNamesTheRootfsOnlyIfItsRequestDoes(t *testing.T) {
 	ok[*Isolated](t)(iso.Attach(t.Context(), first, c.PID))
 	ok[*Isolated](t)(iso.Attach(t.Context(), request(t, "web", "b:/b"), c.PID)) // and after
 	equal(t, "rootfs", rootfs, []string{"/rootfs", ""})
+}
+
+// A detach that drops a nested container's record tells the parent after it has let go of that: a prepare that wants both takes them in an order of its own.
+func TestDetachHoldsNoRecordWhileItWaitsForTheParents(t *testing.T) {
+	w := newWorld(t)
+	w.create(t, "a")
+	iso := w.open(t, "")
+	ok[*Prepared](t)(iso.Prepare(t.Context(), request(t, "parent")))
+	r := request(t, "child", "a:/a")
+	r.Parent = "parent"
+	ok[*Isolated](t)(iso.Attach(t.Context(), r, newChild(t).PID))
+	parent, err := w.open(t, "").lockContainers(t.Context(), reference{DefaultOwner, "parent"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	done := make(chan error, 1)
+	go func() { done <- second(iso.Detach(t.Context(), "child", Which{All: true}, false)) }()
+	for { // until it has let go of the volume
+		if c, err := iso.readContainer(reference{DefaultOwner, "child"}); err == nil && c == nil {
+			break
+		}
+		time.Sleep(time.Millisecond)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+	defer cancel()
+	unlock, err := w.open(t, "").lockContainers(ctx, reference{DefaultOwner, "child"})
+	if err != nil {
+		t.Error(err)
+	} else {
+		unlock()
+	}
+	parent()
+	if err := <-done; err != nil {
+		t.Error(err)
+	}
+	ok[*Cleaned](t)(iso.Cleanup(t.Context(), "parent", CleanupOptions{}))
+	w.empty(t)
 }

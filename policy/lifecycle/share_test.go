@@ -7,6 +7,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/bindgate/bindgate/policy/config"
 	"github.com/bindgate/bindgate/policy/driver"
@@ -451,4 +452,85 @@ func TestCreatedVolumeNeedNotBeFound(t *testing.T) {
 	if v.Created != true || v.Options["size"] != "5" {
 		t.Errorf("%+v", v)
 	}
+}
+
+// A volume was lost, and whoever asked for it again was killed before he heard the answer. It is mounted, and a container has it: it is not let go under it.
+func TestLostMountThatCameBackUnheardIsNotLetGo(t *testing.T) {
+	w := newWorld(t)
+	w.create(t, "a")
+	iso := w.open(t, "")
+	ok[*Prepared](t)(iso.Prepare(t.Context(), request(t, "web", "a:/a")))
+	cutOff := func() {
+		edit(t, iso, volumeID{"fake", "a"}, func(v *volumeRecord) {
+			h := v.Holds[0]
+			h.State, h.WasMount, h.Mountpoint, h.Late = mountAsked, true, "/proc", time.Now().Add(time.Hour) // a mount
+		})
+	}
+	cutOff()
+	p := ok[*Prepared](t)(iso.Prepare(t.Context(), request(t, "db", "a:/a")))
+	equal(t, "where it is mounted", []string{p.Volumes[0].Mountpoint}, []string{"/proc"})
+	cutOff()
+	ok[*Recovered](t)(iso.Recover(t.Context(), RecoverOptions{Known: []string{"web", "db"}}))
+	if v, err := iso.readVolume(volumeID{"fake", "a"}); err != nil || v.Holds[0].State != mountDone || !v.Holds[0].Late.IsZero() {
+		t.Errorf("%+v, %v", v.Holds, err)
+	}
+	if len(w.calls("mount")) != 1 || len(w.calls("unmount")) > 0 {
+		t.Error(w.calls())
+	}
+	ok[*Cleaned](t)(iso.Cleanup(t.Context(), "web", CleanupOptions{}))
+	ok[*Cleaned](t)(iso.Cleanup(t.Context(), "db", CleanupOptions{}))
+	w.empty(t)
+}
+
+// A volume was lost, and the Mount that was to bring it back was given up: a driver that says "not mounted" then is asked again when that one may have come.
+func TestLostMountThatComesBackLateIsUnmounted(t *testing.T) {
+	w := newWorld(t)
+	w.create(t, "a")
+	iso := w.open(t, "")
+	ok[*Prepared](t)(iso.Prepare(t.Context(), request(t, "web", "a:/a")))
+	id := ""
+	edit(t, iso, volumeID{"fake", "a"}, func(v *volumeRecord) { v.Holds[0].WasMount, id = true, v.Holds[0].ID })
+	d := &fakeDriver{w, "fake"}
+	if err := d.Unmount(t.Context(), "a", id); err != nil { // it was restarted
+		t.Fatal(err)
+	}
+	w.on("mount", func(string) error { return wire.Errorf(wire.Timeout, "mount", "cannot mount: no answer") })
+	want(t, second(iso.Prepare(t.Context(), request(t, "db", "a:/a"))), wire.Timeout)
+	w.off()
+	want(t, second(iso.Cleanup(t.Context(), "web", CleanupOptions{})), wire.Pending, "may still carry out a call to mount it")
+	ok[string](t)(d.Mount(t.Context(), "a", id))
+	out := ok[*Recovered](t)(iso.Recover(t.Context(), RecoverOptions{}))
+	equal(t, "unmounted", out.Unmounted, []VolumeRef{{"fake", "a"}})
+	w.empty(t)
+}
+
+// What a driver mounted is gone with the boot, also where the mountpoint was no mount of its own, so that it does not show.
+func TestMountOfAnEarlierBootIsLost(t *testing.T) {
+	w := newWorld(t)
+	iso := w.open(t, "")
+	ok[*VolumeInfo](t)(iso.VolumeMount(t.Context(), "fake", "a", nil, false))
+	restart := func(boot string) *Isolator {
+		t.Helper()
+		v, err := iso.readVolume(volumeID{"fake", "a"})
+		if err == nil {
+			err = (&fakeDriver{w, "fake"}).Unmount(t.Context(), "a", v.Holds[0].ID)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		w.boot = boot
+		return w.open(t, "")
+	}
+	iso = restart("boot-2")
+	ok[*VolumeInfo](t)(iso.VolumeMount(t.Context(), "fake", "a", nil, true))
+	if m := w.calls("mount"); len(m) != 2 || m[0] != m[1] {
+		t.Errorf("it was not asked for again: %v", m)
+	}
+	iso = restart("boot-3")
+	w.on("unmount", func(string) error {
+		return wire.Errorf(wire.DriverError, "unmount", "cannot unmount: it is in no state to")
+	})
+	ok[*Cleaned](t)(iso.VolumeUnmount(t.Context(), "fake", "a"))
+	w.off()
+	w.empty(t)
 }
