@@ -41,7 +41,7 @@ func main() {
 		s.request = readRequest()                                 // 6: with a deadline and a size limit
 		s.startDeadline()
 		s.authorise()
-		privops.Confine(s.request.Op)
+		privops.Confine(s.request.Op, 0)
 		blocks = map[string]func(*wire.Request) []wire.Fields{wire.OpAttach: s.attach, wire.OpDetach: s.detach, wire.OpQuery: s.query, wire.OpSweep: s.sweep,
 			wire.OpCreateVolume: s.volume, wire.OpRemoveVolume: s.volume, wire.OpListVolumes: s.volume}[s.request.Op](s.request) // 7 to 11
 	})

@@ -77,9 +77,9 @@ func CheckStatus(status string, working bool) error {
 	return nil
 }
 
-// Confine leaves the calling thread what op needs.
-func Confine(op string) {
-	c := mountCaps
+// Confine leaves the calling thread what op needs, without the capabilities of less.
+func Confine(op string, less uint64) {
+	c := mountCaps &^ less
 	if op == wire.OpCreateVolume || op == wire.OpRemoveVolume || op == wire.OpListVolumes {
 		c = volumeCaps
 	}

@@ -7,7 +7,6 @@ import (
 	"slices"
 	"strconv"
 	"strings"
-	"syscall"
 
 	"golang.org/x/sys/unix"
 
@@ -143,7 +142,7 @@ const maxMissing = 32
 func (p *Place) Resolve(path wire.Path, dir bool) *Mountpoint {
 	m := &Mountpoint{place: p, fd: p.root, dir: dir}
 	if p.target.UserNS >= 0 && p.target.UID == 0 { // with fsuid 0 would go what overrides permissions; the root of a user namespace has no power over files of ids that it does not map
-		namespace.Check(capset(mountCaps&^(1<<unix.CAP_DAC_OVERRIDE), syscall.RawSyscall), wire.System, "capabilities", "cannot drop CAP_DAC_OVERRIDE")
+		Confine(wire.OpAttach, 1<<unix.CAP_DAC_OVERRIDE)
 	}
 	AsRoot(p.target.UID, p.target.GID, func() { m.walk(path) })
 	full := absolute(m.names)

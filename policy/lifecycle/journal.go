@@ -9,6 +9,7 @@ import (
 	"encoding/json"
 	"errors"
 	"io/fs"
+	"maps"
 	"slices"
 	"strings"
 	"time"
@@ -349,10 +350,14 @@ func (iso *Isolator) holding(ctx context.Context, r *wire.Request) context.Conte
 	return ctx
 }
 
-// lockLimit is the longest that anybody holds a lock for a reason: a driver's slowest call.
+// lockLimit is the longest that anybody holds a lock for a reason: the calls of the driver that has the most time for them.
 func (iso *Isolator) lockLimit(ctx context.Context) (context.Context, context.CancelFunc) {
-	t := iso.policy.Timeouts
-	return context.WithTimeout(ctx, t.Mount+t.Unmount+t.Call)
+	var longest time.Duration
+	for _, name := range append(slices.Collect(maps.Keys(iso.policy.Drivers)), "") { // "": one without timeouts of its own
+		t := iso.policy.For(name)
+		longest = max(longest, t.Mount+t.Unmount+t.Call)
+	}
+	return context.WithTimeout(ctx, longest)
 }
 
 func lockFailed(err error, what string) error {

@@ -381,3 +381,28 @@ func stayIn(t *testing.T, c *harness.Container, dir string) *exec.Cmd {
 	}
 	return cmd
 }
+
+// What no event tells of is found on the timer: here a temporary file that a crash left, which appears after the watch has recovered once.
+func TestWatchRecoversOnATimer(t *testing.T) {
+	harness.Run(t, func(h *harness.Host) {
+		h.AllowAll()
+		w := watch(t, h, "default", "--interval", "1s")
+		for i := range 2 { // more than the one recover that it begins with
+			left := filepath.Join(h.Journal(), "containers", fmt.Sprintf(".default@x.rec%d", i))
+			h.WriteFile(left, "torn", 0o600)
+			if err := os.Chown(left, harness.PolicyUID, harness.PolicyGID); err != nil {
+				t.Fatal(err)
+			}
+			for end := time.Now().Add(time.Minute); ; time.Sleep(10 * time.Millisecond) {
+				if _, err := os.Lstat(left); err != nil {
+					break
+				}
+				if time.Now().After(end) {
+					t.Fatalf("%s stays: the watch does not recover by itself", left)
+				}
+			}
+		}
+		w.stop()
+		wantNothingLeft(t, h)
+	})
+}
