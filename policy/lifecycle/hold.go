@@ -162,7 +162,8 @@ func (iso *Isolator) mount(ctx context.Context, drv driver.Driver, v *volumeReco
 		}
 		return errors.Join(err, iso.writeVolume(v))
 	}
-	undo := context.WithoutCancel(ctx)
+	undo, cancel := iso.undoing(ctx)
+	defer cancel()
 	switch {
 	case !asked || untouched(err) || refused(err):
 		v.drop(h)
@@ -181,6 +182,20 @@ func (iso *Isolator) mount(ctx context.Context, drv driver.Driver, v *volumeReco
 		iso.log.Error("cannot journal a failed mount", "volume", v.String(), "error", werr)
 	}
 	return err
+}
+
+// undoing is the context in which what was done under ctx is undone: without an end of its own, since the drivers' deadlines are one, unless somebody waits for
+// no longer than some time, or no longer at all. Then it ends with that, but not before the grace. What is not undone by then is pending.
+func (iso *Isolator) undoing(ctx context.Context) (context.Context, context.CancelFunc) {
+	undo, soon := context.WithoutCancel(ctx), time.Now().Add(iso.grace)
+	end, limited := ctx.Deadline()
+	switch {
+	case errors.Is(ctx.Err(), context.Canceled), limited && end.Before(soon):
+		return context.WithDeadline(undo, soon)
+	case limited:
+		return context.WithDeadline(undo, end)
+	}
+	return context.WithCancel(undo)
 }
 
 // untouched reports whether the driver never got the call.

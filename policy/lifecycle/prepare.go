@@ -339,7 +339,8 @@ func made(entries []*entry) (left []Step) {
 
 // undoPrepare gives back what was acquired and drops the entries from the record, and the record with the last.
 func (iso *Isolator) undoPrepare(ctx context.Context, failed *Error, c *containerRecord, entries, acquired []*entry) error {
-	ctx = context.WithoutCancel(ctx)
+	ctx, cancel := iso.undoing(ctx)
+	defer cancel()
 	type outcome struct {
 		pending *Pending
 		err     error

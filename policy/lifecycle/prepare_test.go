@@ -450,6 +450,55 @@ func TestInterruptUndoesWhatIsUnderWay(t *testing.T) {
 	w.empty(t)
 }
 
+// Who waits no longer is not kept waiting by what is undone: a driver that does not answer has its volume pending.
+func TestUndoEndsWithWhoeverWaitsForIt(t *testing.T) {
+	for name, limit := range map[string]func(context.Context) (context.Context, context.CancelFunc){
+		"interrupted": context.WithCancel,
+		"--timeout": func(ctx context.Context) (context.Context, context.CancelFunc) {
+			return context.WithTimeout(ctx, time.Second)
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			w := newWorld(t)
+			w.create(t, "stuck", "bad")
+			iso := w.open(t, "")
+			iso.grace = time.Millisecond
+			ctx, cancel := limit(t.Context())
+			defer cancel()
+			mounted, release := make(chan struct{}), make(chan struct{})
+			w.on("", func(call string) error {
+				switch {
+				case strings.HasPrefix(call, "mount fake/bad"):
+					<-mounted
+					if name == "interrupted" {
+						cancel()
+					}
+					return wire.Errorf(wire.DriverError, "mount", "cannot mount: no").Because(driver.ErrRefused)
+				case strings.HasPrefix(call, "unmount"):
+					<-release
+				}
+				return nil
+			})
+			w.mu.Lock()
+			w.after = func(call string) error {
+				if strings.HasPrefix(call, "mount fake/stuck") {
+					close(mounted)
+				}
+				return nil
+			}
+			w.mu.Unlock()
+			e := failure(second(iso.Prepare(ctx, request(t, "web", "stuck:/a", "bad:/b")))) // or else it waits for minutes
+			if len(e.Left) != 1 || e.Left[0].Name != "stuck" {
+				t.Errorf("%+v", e)
+			}
+			close(release)
+			w.off()
+			ok[*Recovered](t)(iso.Recover(t.Context(), RecoverOptions{}))
+			w.empty(t)
+		})
+	}
+}
+
 func TestMountThatDoesNotAnswerIsGivenUpWithWhatItWas(t *testing.T) {
 	w := newWorld(t)
 	w.create(t, "a", "b")

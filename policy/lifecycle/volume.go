@@ -120,7 +120,9 @@ func (iso *Isolator) VolumeMount(ctx context.Context, driverName, name string, o
 		return nil, cannot(doing, err)
 	}
 	if ctx.Err() != nil {
-		_, _, err := iso.release(context.WithoutCancel(ctx), ref, id, manner{})
+		undo, cancel := iso.undoing(ctx)
+		defer cancel()
+		_, _, err := iso.release(undo, ref, id, manner{})
 		failed := cannot(doing, stopped(ctx, "mount", doing))
 		if err == nil {
 			failed.Undone = []Step{{Driver: driverName, Name: name, Stage: "mount"}}
