@@ -166,7 +166,8 @@ func TestQuestionsThatWereAnsweredAreNotWrittenDown(t *testing.T) {
 	}
 }
 
-func TestIntentThatCannotBeWrittenDownIsRefused(t *testing.T) {
+// An attach is refused then (TestAudit_FullDisk).
+func TestIntentThatCannotBeWrittenDownIsAnError(t *testing.T) {
 	full, err := os.OpenFile("/dev/full", os.O_WRONLY, 0)
 	if err != nil {
 		t.Fatal(err)
@@ -187,10 +188,8 @@ func TestIntentThatCannotBeWrittenDownIsRefused(t *testing.T) {
 	for name, fd := range map[string]int{"a full disk": int(full.Fd()), "no file": -1, "a disk that is full within the line": pipe[1]} {
 		s, _ := newSession(t)
 		s.audit.file = fd
-		err := namespace.Try(func() { s.audit.intent(&wire.Request{Op: wire.OpAttach, Container: strings.Repeat("c", 6000)}, nil) })
-		var e *wire.Error
-		if !errors.As(err, &e) || e.Code != wire.System || e.Stage != "audit" || !strings.HasPrefix(e.Message, "cannot write the audit log ") {
-			t.Errorf("%s: %v", name, err)
+		if err := s.audit.intent(&wire.Request{Op: wire.OpAttach, Container: strings.Repeat("c", 6000)}, nil); err == nil {
+			t.Error(name)
 		}
 		s.audit.outcome(&wire.Request{Op: wire.OpDetach}, nil, nil) // a detach goes on
 	}

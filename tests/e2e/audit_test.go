@@ -123,9 +123,9 @@ func TestAuditIsFollowed(t *testing.T) {
 				t.Helper()
 				var d struct {
 					Schema string
-					Entry  struct{ Op, Volume string }
+					Entry  struct{ Event, Op, Volume string }
 				}
-				for d.Entry.Op == "" || d.Entry.Op == "list-volumes" { // it is looked for before it is made
+				for d.Entry.Op == "" || d.Entry.Op == "list-volumes" || d.Entry.Event == "intent" { // it is looked for before it is made
 					if !out.Scan() {
 						cmd.Wait()
 						t.Fatalf("%s: ended: %s", transport, stderr)

@@ -206,6 +206,7 @@ func (s *soak) disorder(length time.Duration) {
 		})
 	}
 	wg.Go(func() { s.killHelpers(rand.New(rand.NewPCG(s.seed, s.rounds<<16|workers)), end) })
+	wg.Go(func() { s.watches(rand.New(rand.NewPCG(s.seed, s.rounds<<16|workers+2)), end) })
 	r := rand.New(rand.NewPCG(s.seed, s.rounds<<16|workers+1))
 	for time.Now().Before(end) && !s.t.Failed() { // containers are the test's own goroutine's, which alone may fail
 		s.turnover(r)
@@ -256,6 +257,25 @@ func (s *soak) killHelpers(r *rand.Rand, end time.Time) {
 			if unix.Kill(pids[r.IntN(len(pids))], unix.SIGKILL) == nil {
 				s.killed.Add(1)
 			}
+		}
+	}
+}
+
+// watches has one watch after the other clean up what ends, each of them killed at some time.
+func (s *soak) watches(r *rand.Rand, end time.Time) {
+	for time.Now().Before(end) {
+		cmd := s.h.Command(harness.User{UID: harness.PolicyUID, GID: harness.PolicyGID}, s.h.Bindgate(), "watch", "--owner", owner(r.IntN(slots)), "--interval", "1s")
+		if err := cmd.Start(); err != nil {
+			s.complain("cannot start %v: %v", cmd.Args, err)
+			return
+		}
+		time.Sleep(time.Duration(r.IntN(1500)) * time.Millisecond)
+		cmd.Process.Kill()
+		cmd.Wait()
+		if ws := cmd.ProcessState.Sys().(syscall.WaitStatus); ws.Signaled() {
+			s.killed.Add(1)
+		} else {
+			s.complain("a watch ended by itself, with %d", ws.ExitStatus())
 		}
 	}
 }
