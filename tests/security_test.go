@@ -41,6 +41,9 @@ var ordinaryByNumber = []string{"rt_sigaction", "rt_sigprocmask", "dup3", "close
 // unixTypes are the types of package unix that the core uses, and constants in small letters.
 var unixTypes = []string{"ItimerReal", "ItimerVirtual", "ItimerProf", "PathMax", "CapUserData", "CapUserHeader", "ItimerWhich", "Itimerval", "MountAttr", "OpenHow", "PollFd", "Rlimit", "SockFilter", "SockFprog", "SockaddrUnix", "Stat_t", "SizeofSockFilter", "Statfs_t", "Statx_t", "Flock_t"}
 
+// beneathRoot are the system calls of the methods of os.Root by which package state keeps its records, relative to its folder's descriptor. renameio makes the same.
+var beneathRoot = map[string]string{"Open": "openat", "OpenFile": "openat", "Lstat": "newfstatat", "Readlink": "readlinkat", "Mkdir": "mkdirat", "Rename": "renameat", "Remove": "unlinkat", "Symlink": "symlinkat", "Close": "close"}
+
 // syscallNames are all that the core uses of package syscall besides constants: nothing in it that has a system call of its own that is privileged.
 var syscallNames = []string{"Clearenv", "Setenv", "AllThreadsSyscall", "Madvise", "RawSyscall", "RawSyscall6", "Errno", "Signal", "Stat_t"}
 
@@ -101,6 +104,30 @@ func (s *scan) file(t *testing.T, name string, file *ast.File) {
 			return true
 		})
 	}
+	for _, i := range file.Imports {
+		if i.Name != nil && i.Name.Name != "_" {
+			t.Errorf("%s calls %s by the name %s: what it uses of it is not seen here", name, i.Path.Value, i.Name.Name)
+		}
+	}
+	ast.Inspect(file, func(n ast.Node) bool {
+		switch n := n.(type) {
+		case *ast.CallExpr:
+			if fun, ok := n.Fun.(*ast.SelectorExpr); ok && slices.Contains([]string{"Syscall", "Syscall6", "RawSyscall", "RawSyscall6", "AllThreadsSyscall"}, fun.Sel.Name) {
+				if number, ok := n.Args[0].(*ast.SelectorExpr); !ok || !strings.HasPrefix(number.Sel.Name, "SYS_") {
+					t.Errorf("%s makes a system call by a number without a name", name)
+				}
+			}
+		case *ast.SelectorExpr:
+			if x, ok := n.X.(*ast.SelectorExpr); ok && x.Sel.Name == "root" && strings.HasPrefix(name, "state/") {
+				if call := beneathRoot[n.Sel.Name]; call != "" {
+					uses(call)
+				} else {
+					t.Errorf("%s uses os.Root's %s: which system call is that? List it here", name, n.Sel.Name)
+				}
+			}
+		}
+		return true
+	})
 	for _, d := range file.Decls {
 		if g, ok := d.(*ast.GenDecl); ok {
 			for _, spec := range g.Specs {
