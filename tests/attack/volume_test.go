@@ -8,6 +8,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/bindgate/bindgate/policy/boundary"
 	"github.com/bindgate/bindgate/tests/harness"
 	"github.com/bindgate/bindgate/wire"
 )
@@ -99,8 +100,9 @@ func TestLocalVolume_RemovalStaysInside(t *testing.T) {
 		if r := h.Helper(&wire.Request{Op: wire.OpDetach, Owner: "o", Container: "c"}); r.Err != nil {
 			t.Fatal(r.Err)
 		}
-		if r := volOp(h, wire.OpRemoveVolume, "v"); r.Err != nil {
-			t.Errorf("remove: %+v", r.Err)
+		few := h.Command(callerPolicy, "/usr/bin/prlimit", "--nofile=256:256", h.HelperPath()) // descriptors than the tree is deep
+		if r := callerRun(h, few, boundary.Encode(&wire.Request{Op: wire.OpRemoveVolume, Name: "v"})); r.Exit != 0 {
+			t.Errorf("remove: %v", r)
 		}
 		if left := h.Tree(h.Volumes()); len(left) != 1 {
 			t.Errorf("left: %v", left)
