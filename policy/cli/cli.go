@@ -203,7 +203,7 @@ as anyone else it refuses. Who may use which volume is decided by the [[rule]]s 
 	commands := map[string]func() *cobra.Command{"prepare": a.prepareCommand, "isolate": a.isolateCommand, "bind": a.bindCommand, "attach": a.attachCommand,
 		"detach": a.detachCommand, "cleanup": a.cleanupCommand, "recover": a.recoverCommand, "watch": a.watchCommand, "doctor": a.doctorCommand,
 		"status": a.statusCommand, "usage": a.usageCommand, "volume": a.volumeCommand, "policy": a.policyCommand, "hook": a.hookCommand, "audit": a.auditCommand}
-	if len(args) > 0 && commands[args[0]] != nil { // to make them all takes as long as to attach a volume
+	if len(args) > 0 && commands[args[0]] != nil { // the others would be made at each start for nothing
 		root.AddCommand(commands[args[0]]())
 		return root
 	}

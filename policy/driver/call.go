@@ -155,7 +155,7 @@ func errText(raw json.RawMessage) string {
 
 // How drivers say that a volume does not exist. Answers to Get and Path are about nothing else; those to other calls must speak of the volume, so that
 // "mount.nfs: not found" stays the failure that it is.
-// They are compiled when the first driver says no: at each start it would cost more than all else that is made there (docs/performance.md).
+// They are compiled when the first driver says no: at each start they were the largest part of what packages allocate (docs/performance.md).
 var (
 	notFound = sync.OnceValue(func() *regexp.Regexp {
 		return regexp.MustCompile(`(?i)not found|no such|not exist|doesn't exist|(not|n't|unable to|failed to) (find|locate)|unknown volume|no volume`)
