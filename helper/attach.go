@@ -17,7 +17,7 @@ import (
 
 // attach does steps 7 to 11 for all volumes of a request, all or nothing.
 func (s *session) attach(r *wire.Request) []wire.Fields {
-	namespace.DieIf(len(r.Mounts) > s.config.Limits.MountsPerRequest, wire.Errorf(wire.LimitExceeded, "request", "cannot attach %d volumes at once: mounts_per_request of helper.toml is %d", len(r.Mounts), s.config.Limits.MountsPerRequest))
+	namespace.DieIf(len(r.Mounts) > s.config.Limits.MountsPerRequest, wire.LimitExceeded, "request", "cannot attach %d volumes at once: mounts_per_request of helper.toml is %d", len(r.Mounts), s.config.Limits.MountsPerRequest)
 	target := s.host.Pin(r.PID, r.Start, s.config.Targets.Cgroups) // 7
 	s.audit.ns.Store(target.NS.ID)
 	place := s.place(r, target)
@@ -62,10 +62,10 @@ func (s *session) commit(r *wire.Request, target *namespace.Target, list []*priv
 			m.HostPath = path.Join(r.Rootfs, m.Path)
 		}
 		same := func(x state.LedgerMount) bool { return x.Root == m.Root && x.Path == m.Path }
-		namespace.DieIf(slices.ContainsFunc(record.Mounts[:live], same), wire.Errorf(wire.Conflict, "ledger", "cannot attach at %s: there is a volume already", m.Path).WithHint("detach it first"))
+		namespace.Hint("detach it first").DieIf(slices.ContainsFunc(record.Mounts[:live], same), wire.Conflict, "ledger", "cannot attach at %s: there is a volume already", m.Path)
 		record.Mounts = append(record.Mounts, m)
 	}
-	namespace.DieIf(len(record.Mounts) > s.config.Limits.MountsPerNamespace, wire.Errorf(wire.LimitExceeded, "ledger", "cannot attach %d more volumes: mounts_per_namespace of helper.toml is %d", len(list), s.config.Limits.MountsPerNamespace))
+	namespace.DieIf(len(record.Mounts) > s.config.Limits.MountsPerNamespace, wire.LimitExceeded, "ledger", "cannot attach %d more volumes: mounts_per_namespace of helper.toml is %d", len(list), s.config.Limits.MountsPerNamespace)
 
 	namespace.Check(s.audit.intent(r, record.Mounts[live:]), wire.System, "audit", "cannot write the audit log %s, so nothing is attached", s.config.Audit.File) // 10
 	done := 0
@@ -101,7 +101,7 @@ func (s *session) refuseElsewhere(r *wire.Request, ns uint64) {
 	other, _, err := s.ledger.Find(s.caller.uid, r.Owner, r.Container) // 0, of which there is no record, if it has no entry
 	namespace.Pass(err)
 	for _, m := range must(s.ledger.ReadNS(other)).Mounts {
-		namespace.DieIf(other != ns && m.IsOf(s.caller.uid, r.Owner, r.Container) && namespace.Mounted(m.ID, other), wire.Errorf(wire.Conflict, "ledger", "cannot attach to the container %s in pid %d: it has volumes in another mount namespace, of pid %d", r.Container, r.PID, m.PID).WithHint("detach those first"))
+		namespace.Hint("detach those first").DieIf(other != ns && m.IsOf(s.caller.uid, r.Owner, r.Container) && namespace.Mounted(m.ID, other), wire.Conflict, "ledger", "cannot attach to the container %s in pid %d: it has volumes in another mount namespace, of pid %d", r.Container, r.PID, m.PID)
 	}
 }
 
@@ -147,8 +147,8 @@ func (s *session) source(m *wire.Mount) *privops.Source {
 	}
 	own, local := wire.ParsePaths(append(conf.Own(), s.config.Audit.File)), parse(conf.VolumesDir())
 	ours := slices.ContainsFunc(own, func(own wire.Path) bool { return own.Contains(asked) || asked.Contains(own) }) || asked.Contains(local) || local.Contains(asked) && wire.CheckVolumeName(asked.Components[len(local.Components)]) != nil // all volumes at once, or one that is being made or removed
-	namespace.DieIf(rule.Path == "" || ours, wire.Errorf(wire.SourceForbidden, "source", "cannot use the source %s: it is not in an allowed source of helper.toml", m.Source))
-	namespace.DieIf(m.IDMap && !s.config.Mounts.AllowIDMap, wire.Errorf(wire.Denied, "source", "cannot map the ids of %s: allow_idmap of helper.toml is not set", m.Source))
+	namespace.DieIf(rule.Path == "" || ours, wire.SourceForbidden, "source", "cannot use the source %s: it is not in an allowed source of helper.toml", m.Source)
+	namespace.DieIf(m.IDMap && !s.config.Mounts.AllowIDMap, wire.Denied, "source", "cannot map the ids of %s: allow_idmap of helper.toml is not set", m.Source)
 	fd, private, err := conf.OpenTrusted(rule.Path, unix.O_PATH|unix.O_DIRECTORY)
 	namespace.Check(err, wire.SourceForbidden, "source", "cannot use the source %s", m.Source)
 	root := privops.SourceRoot{FD: fd, Sealed: private, RequireMountpoint: rule.RequireMountpoint, AllowFUSE: rule.AllowFUSE, Ours: local.Contains(asked)}
@@ -159,7 +159,7 @@ func (s *session) source(m *wire.Mount) *privops.Source {
 func onHost(p wire.Path, roots []string, what, key string) int {
 	list := wire.ParsePaths(roots)
 	i := slices.IndexFunc(list, func(r wire.Path) bool { return r.Contains(p) && len(r.Components) < len(p.Components) })
-	namespace.DieIf(i < 0, wire.Errorf(wire.TargetForbidden, "target", "cannot use the %s %s: it is not under targets.%s of helper.toml", what, p, key))
+	namespace.DieIf(i < 0, wire.TargetForbidden, "target", "cannot use the %s %s: it is not under targets.%s of helper.toml", what, p, key)
 	top, _, err := conf.OpenTrusted(list[i].String(), unix.O_PATH|unix.O_DIRECTORY)
 	namespace.Pass(err)
 	return namespace.Must(privops.Open(top, p.Components[len(list[i].Components):], 0, false))(wire.TargetForbidden, "target", "cannot use the %s %s", what, p)

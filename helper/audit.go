@@ -47,7 +47,7 @@ func openAudit(s *session) *audit {
 	}
 	namespace.Check(err, wire.Config, "audit", "cannot open the audit log %s", name)
 	st := must(conf.RootOwned(fd, name))
-	namespace.DieIf(st.Mode&unix.S_IFMT != unix.S_IFREG || st.Nlink != 1, wire.Errorf(wire.Config, "audit", "cannot trust the audit log %s: it must be a regular file with link count 1", name))
+	namespace.DieIf(st.Mode&unix.S_IFMT != unix.S_IFREG || st.Nlink != 1, wire.Config, "audit", "cannot trust the audit log %s: it must be a regular file with link count 1", name)
 	a := &audit{s: s, file: fd}
 	a.exe, _ = os.Readlink("/proc/" + strconv.Itoa(s.caller.pid) + "/exe")
 	a.syslog, _ = unix.Socket(unix.AF_UNIX, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)

@@ -35,7 +35,7 @@ func (s *session) detach(r *wire.Request) []wire.Fields {
 	for _, m := range r.Mounts {
 		w := parse(m.Path).String()
 		there := slices.ContainsFunc(record.Mounts, func(m state.LedgerMount) bool { return mine(m) && m.Target == w })
-		namespace.DieIf(!there, wire.Errorf(wire.NotFound, "ledger", "cannot detach %s of the container %s: nothing is recorded there", w, r.Container))
+		namespace.DieIf(!there, wire.NotFound, "ledger", "cannot detach %s of the container %s: nothing is recorded there", w, r.Container)
 		wanted = append(wanted, w)
 	}
 	which := func(m state.LedgerMount) bool { return mine(m) && (wanted == nil || slices.Contains(wanted, m.Target)) }
@@ -54,7 +54,7 @@ func (s *session) attacher(r *wire.Request) uint32 {
 	for _, id := range must(s.ledger.Namespaces()) {
 		for _, m := range must(s.ledger.ReadNS(id)).Mounts {
 			if m.IsOf(m.UID, r.Owner, r.Container) {
-				namespace.DieIf(uid != 0 && uid != m.UID, wire.Errorf(wire.Conflict, "ledger", "cannot tell which container %s is meant: uid %d has one of that id, and uid %d", r.Container, uid, m.UID))
+				namespace.DieIf(uid != 0 && uid != m.UID, wire.Conflict, "ledger", "cannot tell which container %s is meant: uid %d has one of that id, and uid %d", r.Container, uid, m.UID)
 				uid = m.UID
 			}
 		}

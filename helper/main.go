@@ -2,6 +2,7 @@
 // top to bottom like the table in the design's section 5: each call is a step, in this order and no other. A step that fails ends the run (namespace.Die); what was begun is undone.
 //
 //go:debug containermaxprocs=0
+//go:debug updatemaxprocs=0
 package main
 
 import (

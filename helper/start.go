@@ -59,9 +59,9 @@ func startClean() {
 	namespace.Check(unix.Tgkill(os.Getpid(), unix.Gettid(), queueProbe), wire.System, "start", "cannot queue a signal: the caller's limit of pending signals is used up")
 	setMask(0)
 	unix.Setitimer(unix.ItimerReal, unix.Itimerval{Value: unix.NsecToTimeval(int64(killDeadline))}) // instead of the caller's, which survives exec; the signals of the others are ignored
-	namespace.DieIf(len(os.Args) > 1, wire.Errorf(wire.Usage, "start", "cannot take arguments: one request on descriptor 0 is all"))
-	passed, err := os.ReadFile("/proc/self/environ")                                                                                                       // the kernel's word: the runtime of a setuid program adds to the environment that it tells
-	namespace.DieIf(os.Getuid() != 0 && (err != nil || len(passed) > 0), wire.Errorf(wire.Usage, "start", "cannot take an environment: it must be empty")) // root's, such as systemd's, is gone already
+	namespace.DieIf(len(os.Args) > 1, wire.Usage, "start", "cannot take arguments: one request on descriptor 0 is all")
+	passed, err := os.ReadFile("/proc/self/environ")                                                                                          // the kernel's word: the runtime of a setuid program adds to the environment that it tells
+	namespace.DieIf(os.Getuid() != 0 && (err != nil || len(passed) > 0), wire.Usage, "start", "cannot take an environment: it must be empty") // root's, such as systemd's, is gone already
 	unix.Umask(0o022)
 	namespace.Check(unix.Chdir("/"), wire.System, "start", "cannot chdir to /")
 	for _, e := range namespace.Must(os.ReadDir("/proc/self/fd"))(wire.System, "start", "cannot list the descriptors that the caller left open") { // what the runtime opened is close-on-exec; what the caller left us cannot be
@@ -101,10 +101,12 @@ type caller struct {
 func becomeRoot() caller {
 	c := caller{uint32(os.Getuid()), uint32(os.Getgid()), os.Getppid(), -1}
 	if os.Geteuid() != 0 {
-		e := wire.Errorf(wire.Config, "start", "cannot act: bindgate-helper runs without privilege, as uid %d", os.Geteuid())
 		nnp, _ := unix.PrctlRetInt(unix.PR_GET_NO_NEW_PRIVS, 0, 0, 0, 0)
-		namespace.DieIf(nnp == 1, e.WithHint("the caller has no_new_privs, so the setuid bit has no effect: set helper.transport = \"socket\" in policy.toml"))
-		namespace.Die(e.WithHint("it must be owned by root with mode 4750, on a filesystem without nosuid"))
+		hint := namespace.Hint("it must be owned by root with mode 4750, on a filesystem without nosuid")
+		if nnp == 1 {
+			hint = "the caller has no_new_privs, so the setuid bit has no effect: set helper.transport = \"socket\" in policy.toml"
+		}
+		hint.DieIf(true, wire.Config, "start", "cannot act: bindgate-helper runs without privilege, as uid %d", os.Geteuid())
 	}
 	name, _ := unix.Getsockname(0)
 	if own, ok := name.(*unix.SockaddrUnix); c.uid == 0 && ok && own.Name == conf.HelperSocket() {
@@ -116,10 +118,10 @@ func becomeRoot() caller {
 	_, _, e1 := unix.RawSyscall(unix.SYS_SETGROUPS, 0, 0, 0)
 	_, _, e2 := unix.RawSyscall(unix.SYS_SETRESGID, 0, 0, 0)
 	err := unix.Setresuid(0, 0, 0)
-	namespace.DieIf(e1 != 0 || e2 != 0 || err != nil, wire.Errorf(wire.System, "start", "cannot become uid 0 in all ids: %v, %v, %v", e1, e2, err))
+	namespace.DieIf(e1 != 0 || e2 != 0 || err != nil, wire.System, "start", "cannot become uid 0 in all ids: %v, %v, %v", e1, e2, err)
 	namespace.Check(unix.Prctl(unix.PR_SET_DUMPABLE, 0, 0, 0, 0), wire.System, "start", "cannot become undumpable")
 	d, err := unix.PrctlRetInt(unix.PR_GET_DUMPABLE, 0, 0, 0, 0)
-	namespace.DieIf(err != nil || d != 0, wire.Errorf(wire.Internal, "start", "cannot go on: the kernel says that dumpable is %d", d))
+	namespace.DieIf(err != nil || d != 0, wire.Internal, "start", "cannot go on: the kernel says that dumpable is %d", d)
 	return c
 }
 
@@ -135,7 +137,7 @@ func (s *session) open() {
 	must(conf.RootOwned(fd, conf.LedgerDir()))
 	own, e1 := os.Stat(conf.HelperPath()) // another name of this program would stay setuid when this one is replaced (T29)
 	exe, e2 := os.Stat("/proc/self/exe")
-	namespace.DieIf(e1 != nil || e2 != nil || !os.SameFile(own, exe) || own.Sys().(*syscall.Stat_t).Nlink != 1, wire.Errorf(wire.Config, "start", "cannot run under another name than %s, or with more than one", conf.HelperPath()))
+	namespace.DieIf(e1 != nil || e2 != nil || !os.SameFile(own, exe) || own.Sys().(*syscall.Stat_t).Nlink != 1, wire.Config, "start", "cannot run under another name than %s, or with more than one", conf.HelperPath())
 	s.ledger = &state.Ledger{Store: must(state.Open(conf.LedgerDir(), s.host.BootID, false))} // by name again: as was just checked, only root can make it mean another folder
 	s.audit = openAudit(s)
 }
@@ -146,7 +148,7 @@ func readRequest() *wire.Request {
 	data, buf := []byte(nil), make([]byte, 1<<13)
 	for {
 		n, err := unix.Poll([]unix.PollFd{{Fd: 0, Events: unix.POLLIN}}, max(0, int(time.Until(end).Milliseconds())))
-		namespace.DieIf(err == nil && n == 0, wire.Errorf(wire.Timeout, "request", "cannot read the request: it did not arrive within %v", readDeadline))
+		namespace.DieIf(err == nil && n == 0, wire.Timeout, "request", "cannot read the request: it did not arrive within %v", readDeadline)
 		if err == nil {
 			n, err = unix.Read(0, buf)
 		}
@@ -164,14 +166,14 @@ func readRequest() *wire.Request {
 func (s *session) held(l *state.Lock, err error) *state.Lock {
 	namespace.Pass(err)
 	n, _ := unix.Poll([]unix.PollFd{{Fd: 1}}, 0) // nothing is asked for but POLLERR and POLLHUP: nobody reads the reply
-	namespace.DieIf(n > 0, wire.Errorf(wire.Timeout, "caller", "cannot go on: the caller has ended"))
+	namespace.DieIf(n > 0, wire.Timeout, "caller", "cannot go on: the caller has ended")
 	return l
 }
 
 // authorise admits the policy user and the uids that helper.toml names. The setuid bit's group is not enough (T01). Dies of denied.
 func (s *session) authorise() {
 	uid, ok := idOf("/etc/passwd", conf.User())
-	namespace.DieIf(!slices.Contains(s.config.Callers.UIDs, s.caller.uid) && (!ok || uid != s.caller.uid), wire.Errorf(wire.Denied, "caller", "cannot serve uid %d: only the user %s may call, and the uids in callers.uids of helper.toml", s.caller.uid, conf.User()))
+	namespace.DieIf(!slices.Contains(s.config.Callers.UIDs, s.caller.uid) && (!ok || uid != s.caller.uid), wire.Denied, "caller", "cannot serve uid %d: only the user %s may call, and the uids in callers.uids of helper.toml", s.caller.uid, conf.User())
 }
 
 // idOf returns the id of a name in /etc/passwd or /etc/group: the third field in both (passwd(5), group(5)).

@@ -38,7 +38,7 @@ func (s *session) volume(r *wire.Request) []wire.Fields {
 		created = v.Create(r.Name, *cmp.Or(r.Mode, new(uint32(0o755))), *cmp.Or(r.UID, new(uint32)), *cmp.Or(r.GID, new(uint32)))
 	}
 	vol, ok := v.Get(r.Name)
-	namespace.DieIf(!ok, wire.Errorf(wire.VolumeNotFound, "volume", "cannot find the local volume %s", r.Name))
+	namespace.DieIf(!ok, wire.VolumeNotFound, "volume", "cannot find the local volume %s", r.Name)
 	return []wire.Fields{append(describe(vol), wire.Pairs("created", map[bool]string{true: "1", false: "0"}[created])...)}
 }
 
@@ -51,7 +51,7 @@ func describe(v privops.Volume) wire.Fields {
 func (s *session) refuseAttached(volume string) {
 	for _, id := range must(s.ledger.Namespaces()) {
 		for _, m := range must(s.ledger.ReadNS(id)).Mounts {
-			namespace.DieIf(strings.HasPrefix(m.Source+"/", volume+"/") && namespace.Mounted(m.ID, id), wire.Errorf(wire.Busy, "volume", "cannot remove the volume at %s: a container has it attached", volume).WithHint("see bindgate status; clean the container up first"))
+			namespace.Hint("see bindgate status; clean the container up first").DieIf(strings.HasPrefix(m.Source+"/", volume+"/") && namespace.Mounted(m.ID, id), wire.Busy, "volume", "cannot remove the volume at %s: a container has it attached", volume)
 		}
 	}
 }

@@ -8,11 +8,21 @@ import "github.com/bindgate/bindgate/wire"
 // Die ends the operation with an error.
 func Die(e *wire.Error) { panic(e) }
 
-// DieIf ends the operation with an error if cond holds.
-func DieIf(cond bool, e *wire.Error) {
+// A Hint is what to do about an error; "" is none.
+type Hint string
+
+// DieIf ends the operation if cond holds; only then is anything formatted, since most conditions of a run do not.
+func (h Hint) DieIf(cond bool, code wire.Code, stage, format string, args ...any) {
 	if cond {
+		e := wire.Errorf(code, stage, format, args...)
+		e.Hint = string(h)
 		Die(e)
 	}
+}
+
+// DieIf is DieIf without a hint.
+func DieIf(cond bool, code wire.Code, stage, format string, args ...any) {
+	Hint("").DieIf(cond, code, stage, format, args...)
 }
 
 // Pass ends the operation with err if it is not nil.

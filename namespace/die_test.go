@@ -18,8 +18,8 @@ func TestTryReturnsWhatEndedIt(t *testing.T) {
 	}{
 		"nothing":                   {func() {}, "", ""},
 		"an error":                  {func() { Die(wire.Errorf(wire.Denied, "caller", "cannot serve uid 7")) }, wire.Denied, "cannot serve uid 7"},
-		"a condition":               {func() { DieIf(true, wire.Errorf(wire.Busy, "detach", "cannot detach")) }, wire.Busy, "cannot detach"},
-		"a condition that is not":   {func() { DieIf(false, wire.Errorf(wire.Busy, "detach", "cannot detach")) }, "", ""},
+		"a condition":               {func() { DieIf(true, wire.Busy, "detach", "cannot detach %s", "/a") }, wire.Busy, "cannot detach /a"},
+		"a condition that is not":   {func() { Hint("end it").DieIf(false, wire.Busy, "detach", "cannot detach") }, "", ""},
 		"a failed call":             {func() { Check(unix.EROFS, wire.System, "stage", "cannot move %s", "100%") }, wire.System, "cannot move 100%: read-only file system"},
 		"a call that went well":     {func() { Check(nil, wire.System, "stage", "cannot move") }, "", ""},
 		"a failed call for a value": {func() { Must(7, error(unix.EIO))(wire.Config, "host", "cannot open %d", 7) }, wire.Config, "cannot open 7: input/output error"},
@@ -41,6 +41,16 @@ func TestTryReturnsWhatEndedIt(t *testing.T) {
 				t.Errorf("%#v", err)
 			}
 		})
+	}
+}
+
+func TestHintIsTheErrors(t *testing.T) {
+	err := Try(func() { Hint("100% of it").DieIf(true, wire.Busy, "detach", "cannot detach %s", "/a") })
+	if e := wire.AsError(err); e.Hint != "100% of it" || e.Message != "cannot detach /a" || e.Code != wire.Busy || e.Stage != "detach" {
+		t.Errorf("%#v", e)
+	}
+	if e := wire.AsError(Try(func() { DieIf(true, wire.Busy, "detach", "cannot detach") })); e.Hint != "" {
+		t.Errorf("%#v", e)
 	}
 }
 

@@ -29,7 +29,7 @@ func OpenHost(caller, pidfd int) *Host {
 	h := &Host{Proc: Must(unix.Open("/proc", flags, 0))(wire.System, "host", "cannot open /proc")}
 	var fs unix.Statfs_t
 	self, _ := os.Readlink("/proc/self")
-	DieIf(unix.Fstatfs(h.Proc, &fs) != nil || fs.Type != unix.PROC_SUPER_MAGIC || self != strconv.Itoa(os.Getpid()), wire.Errorf(wire.Config, "host", "cannot use /proc: it is not the procfs of our pid namespace"))
+	DieIf(unix.Fstatfs(h.Proc, &fs) != nil || fs.Type != unix.PROC_SUPER_MAGIC || self != strconv.Itoa(os.Getpid()), wire.Config, "host", "cannot use /proc: it is not the procfs of our pid namespace")
 	h.BootID = strings.TrimSpace(Must(h.Read("sys/kernel/random/boot_id"))(wire.System, "host", "cannot read the boot id"))
 	first := "1"
 	if _, err := h.stat("1/ns/mnt"); err == unix.EACCES || err == unix.EPERM {
@@ -48,7 +48,7 @@ func OpenHost(caller, pidfd int) *Host {
 		h.mounts = append(h.mounts, st.Ino)
 	}
 	h.cgroupOK = at(first+"/ns/cgroup").Ino == at("self/ns/cgroup").Ino
-	DieIf(pidfd >= 0 && (err != nil || ended(pidfd)), wire.Errorf(wire.NamespaceGone, "host", "cannot serve a caller that has ended"))
+	DieIf(pidfd >= 0 && (err != nil || ended(pidfd)), wire.NamespaceGone, "host", "cannot serve a caller that has ended")
 	return h
 }
 

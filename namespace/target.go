@@ -62,16 +62,16 @@ func ended(pidfd int) bool {
 }
 
 func (t *Target) gone(cond bool, why string) {
-	DieIf(cond, wire.Errorf(wire.NamespaceGone, "target", "cannot find the container's process, pid %d: %s", t.PID, why))
+	DieIf(cond, wire.NamespaceGone, "target", "cannot find the container's process, pid %d: %s", t.PID, why)
 }
 
 func (t *Target) pinNamespaces(h *Host) {
 	fd, err := unix.IoctlRetInt(t.pidfd, unix.PIDFD_GET_MNT_NAMESPACE)
-	DieIf(err == unix.ENOTTY || err == unix.EINVAL, wire.Errorf(wire.UnsupportedKernel, "target", "cannot ask a pidfd for its namespaces: the kernel lacks PIDFD_GET_MNT_NAMESPACE").WithHint(newKernel))
+	Hint(newKernel).DieIf(err == unix.ENOTTY || err == unix.EINVAL, wire.UnsupportedKernel, "target", "cannot ask a pidfd for its namespaces: the kernel lacks PIDFD_GET_MNT_NAMESPACE")
 	Check(err, map[bool]wire.Code{true: wire.NamespaceGone, false: wire.NamespaceHost}[err == unix.ESRCH], "target", "cannot open the mount namespace of pid %d", t.PID)
 	var mnt, owner unix.Stat_t
 	Check(unix.Fstat(fd, &mnt), wire.System, "target", "cannot stat the mount namespace of pid %d", t.PID)
-	DieIf(slices.Contains(h.mounts, mnt.Ino), wire.Errorf(wire.NamespaceHost, "target", "cannot attach into pid %d: it is in the host's mount namespace or the caller's, not in one of its own", t.PID))
+	DieIf(slices.Contains(h.mounts, mnt.Ino), wire.NamespaceHost, "target", "cannot attach into pid %d: it is in the host's mount namespace or the caller's, not in one of its own", t.PID)
 	t.NS = NS{fd, Must(mountNSID(fd))(wire.UnsupportedKernel, "target", "cannot name a mount namespace (NS_GET_MNTNS_ID)"), mnt.Ino}
 
 	t.UserNS = Must(unix.IoctlRetInt(fd, unix.NS_GET_USERNS))(wire.System, "target", "cannot find the owner of the mount namespace of pid %d", t.PID)
@@ -87,9 +87,8 @@ func (t *Target) pinNamespaces(h *Host) {
 }
 
 func (t *Target) matchCgroups(h *Host, rules []string) {
-	DieIf(!h.cgroupOK, wire.Errorf(wire.Config, "target", "cannot judge the cgroups of pid %d: bindgate-helper was started in a cgroup namespace that is not the host's", t.PID))
-	DieIf(!MatchCgroups(Must(h.Read(t.dir+"cgroup"))(wire.System, "target", "cannot read the cgroups of pid %d", t.PID), rules), wire.Errorf(wire.TargetForbidden, "target", "cannot attach into pid %d: no rule in targets.cgroups of helper.toml matches its cgroups", t.PID).
-		WithHint("see /proc/%d/cgroup; root can add the common path of your containers to targets.cgroups", t.PID))
+	DieIf(!h.cgroupOK, wire.Config, "target", "cannot judge the cgroups of pid %d: bindgate-helper was started in a cgroup namespace that is not the host's", t.PID)
+	Hint("see its /proc/PID/cgroup; root can add the common path of your containers to targets.cgroups").DieIf(!MatchCgroups(Must(h.Read(t.dir+"cgroup"))(wire.System, "target", "cannot read the cgroups of pid %d", t.PID), rules), wire.TargetForbidden, "target", "cannot attach into pid %d: no rule in targets.cgroups of helper.toml matches its cgroups", t.PID)
 }
 
 func (t *Target) pinRoot(h *Host) {
@@ -103,11 +102,10 @@ func (t *Target) pinRoot(h *Host) {
 	if t.RootMount, stx, err = MountOf(t.Root); err == nil {
 		on, err = StatMount(t.RootMount, t.NS.ID)
 	}
-	DieIf(err == unix.ENOSYS || err == unix.ENOTSUP, wire.Errorf(wire.UnsupportedKernel, "target", "cannot name a mount: the kernel lacks statmount or STATX_MNT_ID_UNIQUE").WithHint(newKernel))
+	Hint(newKernel).DieIf(err == unix.ENOSYS || err == unix.ENOTSUP, wire.UnsupportedKernel, "target", "cannot name a mount: the kernel lacks statmount or STATX_MNT_ID_UNIQUE")
 	t.gone(err != nil, "it changed its mount namespace meanwhile") // then its root is not in the one that was pinned before (T15)
 	// A process that is chrooted into a folder would make the names that the rules know mean others (T21).
-	DieIf(stx.Attributes&unix.STATX_ATTR_MOUNT_ROOT == 0 || on.Point != "/", wire.Errorf(wire.TargetForbidden, "target", "cannot attach into pid %d: its root is not that of its mount namespace", t.PID).
-		WithHint("name the container's first process; a process that is only chrooted is no container"))
+	Hint("name the container's first process; a process that is only chrooted is no container").DieIf(stx.Attributes&unix.STATX_ATTR_MOUNT_ROOT == 0 || on.Point != "/", wire.TargetForbidden, "target", "cannot attach into pid %d: its root is not that of its mount namespace", t.PID)
 	if t.UserNS >= 0 {
 		t.UID, t.GID = t.mappedRoot(h, "uid_map"), t.mappedRoot(h, "gid_map")
 	}

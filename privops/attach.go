@@ -54,7 +54,7 @@ func (a *Attachment) Clone(t *namespace.Target) {
 	if !a.Mount.IDMap {
 		return
 	}
-	namespace.DieIf(t.UserNS < 0, wire.Errorf(wire.TargetForbidden, "tree", "cannot map the ids of %s: the container has no user namespace of its own", a.Source.Path).WithHint("leave idmap out"))
+	namespace.Hint("leave idmap out").DieIf(t.UserNS < 0, wire.TargetForbidden, "tree", "cannot map the ids of %s: the container has no user namespace of its own", a.Source.Path)
 	err := unix.MountSetattr(a.tree, "", unix.AT_EMPTY_PATH|unix.AT_RECURSIVE, &unix.MountAttr{Attr_set: unix.MOUNT_ATTR_IDMAP, Userns_fd: uint64(t.UserNS)})
 	namespace.Check(err, wire.SourceForbidden, "tree", "cannot map the ids of %s: its filesystem or a mount in it cannot be idmapped", a.Source.Path)
 }
@@ -81,7 +81,7 @@ func Stage(list []*Attachment, ns namespace.NS, lock bool) {
 		copy(names[i][:4], strconv.Itoa(i))
 	}
 	e := cloneTrees(slots, names, lock)
-	namespace.DieIf(e != 0, wire.Errorf(wire.UnsupportedKernel, "lock", "cannot lock the attributes: %v", e).WithHint("locking needs user namespaces: see user.max_user_namespaces and user.max_mnt_namespaces"))
+	namespace.Hint("locking needs user namespaces: see user.max_user_namespaces and user.max_mnt_namespaces").DieIf(e != 0, wire.UnsupportedKernel, "lock", "cannot lock the attributes: %v", e)
 	for _, a := range list {
 		id, _, err := namespace.MountOf(a.tree)
 		namespace.Check(err, wire.System, "stage", "cannot name the detached mount of %s", a.Source.Path)
@@ -123,13 +123,13 @@ func (a *Attachment) judgeMounts() {
 	id, _, err := namespace.MountOf(a.tree)
 	namespace.Check(err, wire.System, "stage", "cannot examine %s", a.Source.Path)
 	below, err := namespace.ListMounts(id, 0, 0, namespace.MaxMounts)
-	namespace.DieIf(a.Source.mounts >= 0 && a.Source.mounts != len(below), a.Source.forbid("of the %d mounts in it %d could be cloned (one may be unbindable), so that what the others cover would show", a.Source.mounts, len(below)))
-	namespace.DieIf(err != nil || len(below) == namespace.MaxMounts, a.Source.forbid("the mounts in it cannot be listed, or are %d or more", namespace.MaxMounts))
+	a.Source.forbid(a.Source.mounts >= 0 && a.Source.mounts != len(below), "", "of the %d mounts in it %d could be cloned (one may be unbindable), so that what the others cover would show", a.Source.mounts, len(below))
+	a.Source.forbid(err != nil || len(below) == namespace.MaxMounts, "", "the mounts in it cannot be listed, or are %d or more", namespace.MaxMounts)
 	for _, sub := range below {
 		m, err := namespace.StatMount(sub, 0)
 		namespace.Check(err, wire.System, "stage", "cannot examine a mount in %s", a.Source.Path)
-		namespace.DieIf(isFUSE(m.Type) && !a.Source.allowFUSE, a.Source.forbid("a %s filesystem is mounted in it", m.Type).WithHint("root can set allow_fuse = true for its [[source]] in helper.toml"))
-		namespace.DieIf(!a.Source.private && !strips(m), a.Source.forbid("a mount in it lacks nosuid or nodev, so it is not sealed"))
+		a.Source.forbid(isFUSE(m.Type) && !a.Source.allowFUSE, "root can set allow_fuse = true for its [[source]] in helper.toml", "a %s filesystem is mounted in it", m.Type)
+		a.Source.forbid(!a.Source.private && !strips(m), "", "a mount in it lacks nosuid or nodev, so it is not sealed")
 	}
 }
 
@@ -204,15 +204,14 @@ func (a *Attachment) Attach(allowShared bool) {
 	path := a.Point.Path()
 	parent, _, err := namespace.MountOf(a.Point.fd)
 	on, e := namespace.StatMount(parent, 0)
-	namespace.DieIf(err != nil || e != nil, wire.Errorf(wire.TargetForbidden, "attach", "cannot attach at %s: it is not in the container's mount namespace", path))
-	namespace.DieIf(on.Propagation&unix.MS_SHARED != 0 && !allowShared, wire.Errorf(wire.PropagationShared, "attach", "cannot attach at %s: the mount there is shared, so the volume would show in other namespaces too", path).
-		WithHint("make it private or slave in the container (runc: rootfsPropagation), or set targets.allow_shared_propagation"))
+	namespace.DieIf(err != nil || e != nil, wire.TargetForbidden, "attach", "cannot attach at %s: it is not in the container's mount namespace", path)
+	namespace.Hint("make it private or slave in the container (runc: rootfsPropagation), or set targets.allow_shared_propagation").DieIf(on.Propagation&unix.MS_SHARED != 0 && !allowShared, wire.PropagationShared, "attach", "cannot attach at %s: the mount there is shared, so the volume would show in other namespaces too", path)
 	const flags = unix.MOVE_MOUNT_F_EMPTY_PATH | unix.MOVE_MOUNT_T_EMPTY_PATH
 	namespace.Check(unix.MoveMount(a.tree, "", a.Point.fd, "", flags), wire.System, "attach", "cannot attach at %s", path)
 	a.attached = true
 	// The kernel follows to what is mounted on the place at that very moment. If the container was quick enough to mount something, the parent is another than the one that was judged.
 	now, err := namespace.StatMount(a.ID, 0)
-	namespace.DieIf(err != nil || now.Parent != parent, wire.Errorf(wire.TargetForbidden, "attach", "cannot attach at %s: the container mounted something there meanwhile", path))
+	namespace.DieIf(err != nil || now.Parent != parent, wire.TargetForbidden, "attach", "cannot attach at %s: the container mounted something there meanwhile", path)
 }
 
 // Release closes what would keep the attached volume busy while the caller takes its time to read the reply.

@@ -42,8 +42,7 @@ func capset(c uint64, call func(nr, a, b, c uintptr) (uintptr, uintptr, syscall.
 // found. Dies of config where the privilege was not there to begin with, of system, and of internal if the system did not do what it said.
 func Reduce(h *namespace.Host) {
 	check := func(what string, err error) {
-		namespace.DieIf(err == unix.EPERM, wire.Errorf(wire.Config, "capabilities", "cannot %s: %v", what, err).
-			WithHint("bindgate-helper needs root's capabilities at its start: is it in a container, or under systemd with a CapabilityBoundingSet that lacks some?"))
+		namespace.Hint("bindgate-helper needs root's capabilities at its start: is it in a container, or under systemd with a CapabilityBoundingSet that lacks some?").DieIf(err == unix.EPERM, wire.Config, "capabilities", "cannot %s: %v", what, err)
 		namespace.Check(err, wire.System, "capabilities", "cannot %s", what)
 	}
 	for n := 0; n <= unix.CAP_LAST_CAP; n++ { // on this thread: the others have nothing to exec, by no_new_privs and the filter
@@ -54,7 +53,7 @@ func Reduce(h *namespace.Host) {
 	check("set no_new_privs", unix.Prctl(unix.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0))
 	check("install the system call filter", filterSyscalls()) // copies no_new_privs to every thread
 	tasks := h.List("self/task")
-	namespace.DieIf(len(tasks) == 0, wire.Errorf(wire.System, "capabilities", "cannot read back the status of the threads"))
+	namespace.DieIf(len(tasks) == 0, wire.System, "capabilities", "cannot read back the status of the threads")
 	for _, tid := range tasks { // by its own number: names below self/task are names below ours, and cost whoever reaps us milliseconds (docs/adr/0016)
 		if status, err := h.Read(tid + "/status"); err != unix.ENOENT && err != unix.ESRCH { // or else a thread that ended
 			check("read back the status of a thread", err)
@@ -86,7 +85,7 @@ func Confine(op string, less uint64) {
 	namespace.Check(capset(c, syscall.RawSyscall), wire.System, "capabilities", "cannot drop the capabilities that %s does not need", op)
 	var now [2]unix.CapUserData
 	err := unix.Capget(&unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}, &now[0])
-	namespace.DieIf(err != nil || uint64(now[0].Permitted)|uint64(now[1].Permitted)<<32 != c, wire.Errorf(wire.Internal, "capabilities", "cannot go on with privilege: the thread kept what %s does not need", op))
+	namespace.DieIf(err != nil || uint64(now[0].Permitted)|uint64(now[1].Permitted)<<32 != c, wire.Internal, "capabilities", "cannot go on with privilege: the thread kept what %s does not need", op)
 }
 
 // Relinquish drops every capability of the calling thread. It is the last step.

@@ -24,7 +24,7 @@ type Recorded struct {
 }
 
 func (r *Recorded) busy(cond bool, format string, args ...any) {
-	namespace.DieIf(cond, wire.Errorf(wire.Busy, "detach", "cannot detach %s: "+format, append([]any{r.Target}, args...)...).WithHint("end what uses it, or detach with --lazy"))
+	namespace.Hint("end what uses it, or detach with --lazy").DieIf(cond, wire.Busy, "detach", "cannot detach %s: "+format, append([]any{r.Target}, args...)...)
 }
 
 // Unused checks that nobody uses the mounts of list in the namespace that the calling thread has entered: that no mount of keep, which are others' attachments, lies on or below them, and unless lazy that

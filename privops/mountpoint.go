@@ -66,7 +66,7 @@ func NewPlace(t *namespace.Target, rules *Rules, rootfs wire.Path, host int) *Pl
 		return p
 	}
 	refuse := func(cond bool, why string) {
-		namespace.DieIf(cond, wire.Errorf(wire.TargetForbidden, "target", "cannot use the rootfs %s: %s", rootfs, why).WithHint("a rootfs is named only between the runtime's mounts and the pivot (createRuntime)"))
+		namespace.Hint("a rootfs is named only between the runtime's mounts and the pivot (createRuntime)").DieIf(cond, wire.TargetForbidden, "target", "cannot use the rootfs %s: %s", rootfs, why)
 	}
 	refuse(!t.SharesHostRoot, "the process has a root of its own already")
 	fd, err := Open(t.Root, rootfs.Components, t.NS.ID, false)
@@ -86,8 +86,8 @@ func NewPlace(t *namespace.Target, rules *Rules, rootfs wire.Path, host int) *Pl
 // UseSandbox names the sandbox directory: host is a descriptor of it on the host; the container must have that same directory at path. Dies of target_missing, target_forbidden.
 func (p *Place) UseSandbox(host int, path wire.Path) {
 	fd, err := Open(p.root, path.Components, p.target.NS.ID, false)
-	namespace.DieIf(err != nil, wire.Errorf(wire.TargetMissing, "target", "cannot find the sandbox directory %s in the container: %v", path, err).WithHint("mount it there before, or name the place with --sandbox-directory"))
-	namespace.DieIf(!sameFile(fd, host), wire.Errorf(wire.TargetForbidden, "target", "cannot use %s in the container as its sandbox: it is not the directory that was named", path))
+	namespace.Hint("mount it there before, or name the place with --sandbox-directory").DieIf(err != nil, wire.TargetMissing, "target", "cannot find the sandbox directory %s in the container: %v", path, err)
+	namespace.DieIf(!sameFile(fd, host), wire.TargetForbidden, "target", "cannot use %s in the container as its sandbox: it is not the directory that was named", path)
 	p.sandMount, _, err = namespace.MountOf(fd)
 	namespace.Check(err, wire.System, "target", "cannot examine the sandbox directory %s", path)
 	p.sandbox, p.sandboxPath = fd, path
@@ -155,8 +155,7 @@ func (p *Place) Resolve(path wire.Path, dir bool) *Mountpoint {
 	forbid(len(m.names) == 0 || !path.Absolute && len(m.names) <= len(p.sandboxPath.Components), path, "it is the root itself")
 	p.outside(!p.allows(path, full) || p.onHost && path.Absolute && !in(p.rules.HostPaths), path)
 	forbid(in(p.rules.DenyUnder) || slices.ContainsFunc(p.rules.Deny, exact), path, full.String()+" is in a deny list of helper.toml")
-	namespace.DieIf(m.missing > 0 && p.onHost && path.Absolute, wire.Errorf(wire.TargetMissing, "target", "cannot attach at %s: it does not exist, and the container shares the host's root, where nothing is made", path).
-		WithHint("create it on the host, or use a relative path, which is made in the sandbox"))
+	namespace.Hint("create it on the host, or use a relative path, which is made in the sandbox").DieIf(m.missing > 0 && p.onHost && path.Absolute, wire.TargetMissing, "target", "cannot attach at %s: it does not exist, and the container shares the host's root, where nothing is made", path)
 	forbid(m.missing > maxMissing, path, "more than "+strconv.Itoa(maxMissing)+" of its components do not exist")
 	if m.Base = RootID(m.fd); m.missing > 0 {
 		m.mayMake()
@@ -183,7 +182,7 @@ func (p *Place) outside(cond bool, path wire.Path) {
 func (m *Mountpoint) walk(path wire.Path) {
 	p, todo := m.place, slices.Clone(path.Components)
 	if !path.Absolute {
-		namespace.DieIf(p.sandbox < 0, wire.Errorf(wire.InvalidRequest, "target", "cannot use the relative path %s: no sandbox directory was named", path).WithHint("name it with --directory"))
+		namespace.Hint("name it with --directory").DieIf(p.sandbox < 0, wire.InvalidRequest, "target", "cannot use the relative path %s: no sandbox directory was named", path)
 		m.fd, m.names = p.sandbox, p.sandboxPath.Components
 	}
 	links, linked := 0, 0 // linked: how many of todo came out of a link
@@ -209,7 +208,7 @@ func (m *Mountpoint) walk(path wire.Path) {
 			m.missing, m.names = len(todo), append(m.names[:len(m.names):len(m.names)], todo...)
 			return
 		}
-		namespace.DieIf(err == unix.ENOENT, wire.Errorf(wire.TargetMissing, "target", "cannot resolve %s in the container: the link %s leads to what does not exist", path, absolute(link)))
+		namespace.DieIf(err == unix.ENOENT, wire.TargetMissing, "target", "cannot resolve %s in the container: the link %s leads to what does not exist", path, absolute(link))
 		atFault(path, link, err)
 		p.judgeMount(next, path, at) // before it is asked anything else
 		todo, linked = todo[1:], max(linked-1, 0)
@@ -252,7 +251,7 @@ func (m *Mountpoint) moveTo(fd int) {
 func (m *Mountpoint) moveInto(outer *Mountpoint, tree int) {
 	rest := m.names[len(outer.names):]
 	fd, err := unix.Openat2(tree, strings.Join(rest, "/"), &unix.OpenHow{Flags: unix.O_PATH | unix.O_CLOEXEC, Resolve: down}) // judged already, mount by mount
-	namespace.DieIf(err != nil, wire.Errorf(wire.TargetMissing, "target", "cannot attach at %s: it lies in the volume at %s, where %s does not exist or is a link (%v)", m.Path(), outer.Path(), strings.Join(rest, "/"), err))
+	namespace.DieIf(err != nil, wire.TargetMissing, "target", "cannot attach at %s: it lies in the volume at %s, where %s does not exist or is a link (%v)", m.Path(), outer.Path(), strings.Join(rest, "/"), err)
 	m.moveTo(fd)
 	m.missing, m.inVol = 0, true
 	var st unix.Stat_t
@@ -323,7 +322,7 @@ func (m *Mountpoint) Check() {
 		fd, err := Open(m.place.root, m.names, m.place.target.NS.ID, false)
 		a, _, e1 := namespace.MountOf(fd)
 		b, stx, e2 := namespace.MountOf(m.fd)
-		namespace.DieIf(cmp.Or(err, e1, e2) != nil || a != b || !sameFile(fd, m.fd), wire.Errorf(wire.TargetForbidden, "attach", "cannot attach at %s: the container changed the path meanwhile", m.Path()))
+		namespace.DieIf(cmp.Or(err, e1, e2) != nil || a != b || !sameFile(fd, m.fd), wire.TargetForbidden, "attach", "cannot attach at %s: the container changed the path meanwhile", m.Path())
 		unix.Close(fd)
 		fits(absolute(m.names), uint32(stx.Mode), m.dir)
 	})
@@ -341,7 +340,7 @@ type Removal func(folder string, remove func() error) error
 func Sure(err error, names []string) {
 	_, ledger := errors.AsType[*wire.Error](err)
 	unknown := slices.Contains([]error{unix.EIO, unix.ENOMEM, unix.EMFILE, unix.ENFILE, unix.EBUSY}, err)
-	namespace.DieIf(ledger || unknown, wire.Errorf(wire.System, "detach", "cannot remove what was made at %s: %v", absolute(names), err))
+	namespace.DieIf(ledger || unknown, wire.System, "detach", "cannot remove what was made at %s: %v", absolute(names), err)
 }
 
 // RemoveMade removes the last n of names beneath the directory root, as the container's root user, if they are empty, the deepest first, until one is not. They must lie in the very directory base and
@@ -394,7 +393,7 @@ func AsRoot(uid, gid int, f func()) {
 	defer unix.SetfsuidRetUid(oldUID)
 	u, _ := unix.SetfsuidRetUid(-1) // these calls report no errors; asking with -1 tells
 	g, _ := unix.SetfsgidRetGid(-1)
-	namespace.DieIf(u != uid || g != gid, wire.Errorf(wire.System, "target", "cannot take on the file system ids %d:%d", uid, gid))
+	namespace.DieIf(u != uid || g != gid, wire.System, "target", "cannot take on the file system ids %d:%d", uid, gid)
 	f()
 }
 
@@ -407,12 +406,12 @@ func sameFile(a, b int) bool {
 
 func fits(path wire.Path, mode uint32, dir bool) {
 	kind := mode & unix.S_IFMT
-	namespace.DieIf(dir && kind != unix.S_IFDIR, wire.Errorf(wire.InvalidRequest, "target", "cannot attach at %s: the volume is a directory, and that is none", path))
-	namespace.DieIf(!dir && kind != unix.S_IFREG, wire.Errorf(wire.InvalidRequest, "target", "cannot attach at %s: the volume is a single file, and that is none", path))
+	namespace.DieIf(dir && kind != unix.S_IFDIR, wire.InvalidRequest, "target", "cannot attach at %s: the volume is a directory, and that is none", path)
+	namespace.DieIf(!dir && kind != unix.S_IFREG, wire.InvalidRequest, "target", "cannot attach at %s: the volume is a single file, and that is none", path)
 }
 
 func forbid(cond bool, path wire.Path, why string) {
-	namespace.DieIf(cond, wire.Errorf(wire.TargetForbidden, "target", "cannot attach at %s in the container: %s", path, why))
+	namespace.DieIf(cond, wire.TargetForbidden, "target", "cannot attach at %s in the container: %s", path, why)
 }
 
 // atFault ends the operation if err is not nil, naming the component that it happened at.

@@ -28,8 +28,8 @@ type Source struct {
 	mounts             int  // how many mounts lie in it on the host; -1: not counted
 }
 
-func (s *Source) forbid(format string, args ...any) *wire.Error {
-	return wire.Errorf(wire.SourceForbidden, "source", "cannot use the source %s: "+format, append([]any{s.Path}, args...)...)
+func (s *Source) forbid(cond bool, hint namespace.Hint, format string, args ...any) {
+	hint.DieIf(cond, wire.SourceForbidden, "source", "cannot use the source %s: "+format, append([]any{s.Path}, args...)...)
 }
 
 // PinSource opens path beneath root, and subpath beneath that, one component at a time: each is opened in the one before it, so a component that is exchanged meanwhile is either found or not, never
@@ -37,19 +37,19 @@ func (s *Source) forbid(format string, args ...any) *wire.Error {
 // with link count 1 (T44). Dies of source_forbidden whatever the reason.
 func PinSource(root SourceRoot, asked string, path, subpath []string) *Source {
 	s := &Source{fd: root.FD, Path: asked, private: root.Sealed, allowFUSE: root.AllowFUSE}
-	namespace.DieIf(len(path) == 0, s.forbid("it is the allowed folder itself, not something in it"))
+	s.forbid(len(path) == 0, "", "it is the allowed folder itself, not something in it")
 	all, mount := slices.Concat(path, subpath), namespace.Mount{}
 	for i := 0; ; i++ {
 		id, stx, err := namespace.MountOf(s.fd)
 		if err == nil && id != mount.ID {
 			mount, err = namespace.StatMount(id, 0)
 		}
-		namespace.DieIf(err != nil, s.forbid("its mount cannot be examined: %v", err))
-		namespace.DieIf(isFUSE(mount.Type) && !root.AllowFUSE, s.forbid("it is on a %s filesystem", mount.Type).WithHint("root can set allow_fuse = true for this [[source]] in helper.toml"))
-		namespace.DieIf(i == len(path) && root.RequireMountpoint && stx.Attributes&unix.STATX_ATTR_MOUNT_ROOT == 0, s.forbid("nothing is mounted there, and its [[source]] has require_mountpoint"))
+		s.forbid(err != nil, "", "its mount cannot be examined: %v", err)
+		s.forbid(isFUSE(mount.Type) && !root.AllowFUSE, "root can set allow_fuse = true for this [[source]] in helper.toml", "it is on a %s filesystem", mount.Type)
+		s.forbid(i == len(path) && root.RequireMountpoint && stx.Attributes&unix.STATX_ATTR_MOUNT_ROOT == 0, "", "nothing is mounted there, and its [[source]] has require_mountpoint")
 		var st unix.Stat_t
 		err = unix.Fstat(s.fd, &st)
-		namespace.DieIf(err != nil, s.forbid("%v", err))
+		s.forbid(err != nil, "", "%v", err)
 		if i == len(all) {
 			s.judge(&st, mount)
 			if s.mounts = -1; !root.Ours {
@@ -59,7 +59,7 @@ func PinSource(root SourceRoot, asked string, path, subpath []string) *Source {
 		}
 		s.private = s.private || st.Uid == 0 && st.Mode&0o011 == 0 // not even the group: with an ACL its bits are the mask
 		next, err := unix.Openat2(s.fd, all[i], &unix.OpenHow{Flags: unix.O_PATH | unix.O_CLOEXEC, Resolve: down})
-		namespace.DieIf(err != nil, s.forbid("%s: %v", strings.Join(all[:i+1], "/"), err))
+		s.forbid(err != nil, "", "%s: %v", strings.Join(all[:i+1], "/"), err)
 		unix.Close(s.fd)
 		s.fd = next
 	}
@@ -67,10 +67,9 @@ func PinSource(root SourceRoot, asked string, path, subpath []string) *Source {
 
 func (s *Source) judge(st *unix.Stat_t, on namespace.Mount) {
 	s.IsDir = st.Mode&unix.S_IFMT == unix.S_IFDIR
-	namespace.DieIf(!s.IsDir && st.Mode&unix.S_IFMT != unix.S_IFREG, s.forbid("it is neither a directory nor a regular file"))
-	namespace.DieIf(!s.IsDir && st.Nlink != 1, s.forbid("it is a file with %d links, so it has a name elsewhere too", st.Nlink))
-	namespace.DieIf(!s.private && !strips(on), s.forbid("it is not sealed: users of the host can reach it, and its mount lacks nosuid or nodev").
-		WithHint("chmod 0700 a folder of root's above it, or mount it with nosuid,nodev: otherwise a setuid file that a container writes there is setuid on the host"))
+	s.forbid(!s.IsDir && st.Mode&unix.S_IFMT != unix.S_IFREG, "", "it is neither a directory nor a regular file")
+	s.forbid(!s.IsDir && st.Nlink != 1, "", "it is a file with %d links, so it has a name elsewhere too", st.Nlink)
+	s.forbid(!s.private && !strips(on), "chmod 0700 a folder of root's above it, or mount it with nosuid,nodev: otherwise a setuid file that a container writes there is setuid on the host", "it is not sealed: users of the host can reach it, and its mount lacks nosuid or nodev")
 }
 
 // MountsIn counts the mounts below the mount id (^0: all), in the namespace with the id ns (0: the calling thread's), whose path begins with prefix.
@@ -95,8 +94,7 @@ func countMounts(id, ns uint64, is func(namespace.Mount) bool) (count int) {
 
 // strips reports whether a mount takes setuid bits and device nodes away.
 func strips(m namespace.Mount) bool {
-	const both = unix.MOUNT_ATTR_NOSUID | unix.MOUNT_ATTR_NODEV
-	return m.Attr&both == both
+	return m.Attr&unix.MOUNT_ATTR_NOSUID != 0 && m.Attr&unix.MOUNT_ATTR_NODEV != 0
 }
 
 func isFUSE(fstype string) bool {

@@ -70,14 +70,14 @@ func (v *Volumes) Remove(name string) {
 	id, _, err := namespace.MountOf(v.FD)
 	mounted := err == nil && MountsIn(id, 0, v.Path+"/"+name+"/") > 0 // before anything is removed
 	check := func(err error) {
-		namespace.DieIf(mounted || err == unix.EBUSY || err == unix.EXDEV, wire.Errorf(wire.Busy, "volume", "cannot remove the local volume %s: something is mounted in it", name).WithHint("see findmnt"))
+		namespace.Hint("see findmnt").DieIf(mounted || err == unix.EBUSY || err == unix.EXDEV, wire.Busy, "volume", "cannot remove the local volume %s: something is mounted in it", name)
 		namespace.Check(err, wire.System, "volume", "cannot remove the local volume %s", name)
 	}
 	check(err)
 	gone := ".gone-" + name
 	left := v.purge(gone) // of a removal that was interrupted
 	err = unix.Renameat2(v.FD, name, v.FD, gone, unix.RENAME_NOREPLACE)
-	namespace.DieIf(err == unix.ENOENT && left == unix.ENOENT, wire.Errorf(wire.VolumeNotFound, "volume", "cannot remove the local volume %s: there is none", name))
+	namespace.DieIf(err == unix.ENOENT && left == unix.ENOENT, wire.VolumeNotFound, "volume", "cannot remove the local volume %s: there is none", name)
 	if left != unix.ENOENT {
 		check(left)
 	}

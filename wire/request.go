@@ -109,11 +109,10 @@ type values struct {
 }
 
 func (v *values) text(key string, check func(string) error) string {
-	s, ok := v.Lookup(key)
-	if ok {
+	if s, ok := v.Lookup(key); ok {
 		v.err = cmp.Or(v.err, check(s))
 	}
-	return s
+	return v.Get(key)
 }
 
 func (v *values) flag(key string) bool {
