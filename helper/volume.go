@@ -26,17 +26,17 @@ func (s *session) volume(r *wire.Request) []wire.Fields {
 		}
 		return blocks
 	}
-	defer s.held(s.ledger.LockName("volume+" + r.Name)).Unlock()
-	created := false
-	switch r.Op {
-	case wire.OpRemoveVolume:
+	if r.Op == wire.OpRemoveVolume { // who waits for an attach under way keeps nobody else waiting
+		defer s.held(s.ledger.LockName("attached+"+r.Name, unix.F_WRLCK)).Unlock()
+	}
+	defer s.held(s.ledger.LockName("volume+"+r.Name, unix.F_WRLCK)).Unlock()
+	if r.Op == wire.OpRemoveVolume {
 		s.refuseAttached(v.Path + "/" + r.Name)
 		s.audit.intent(r, nil)
 		v.Remove(r.Name)
 		return nil
-	case wire.OpCreateVolume:
-		created = v.Create(r.Name, *cmp.Or(r.Mode, new(uint32(0o755))), *cmp.Or(r.UID, new(uint32)), *cmp.Or(r.GID, new(uint32)))
 	}
+	created := r.Op == wire.OpCreateVolume && v.Create(r.Name, *cmp.Or(r.Mode, new(uint32(0o755))), *cmp.Or(r.UID, new(uint32)), *cmp.Or(r.GID, new(uint32)))
 	vol, ok := v.Get(r.Name)
 	namespace.DieIf(!ok, wire.VolumeNotFound, "volume", "cannot find the local volume %s", r.Name)
 	return []wire.Fields{append(describe(vol), wire.Pairs("created", map[bool]string{true: "1", false: "0"}[created])...)}

@@ -14,9 +14,7 @@ type Hint string
 // DieIf ends the operation if cond holds; only then is anything formatted, since most conditions of a run do not.
 func (h Hint) DieIf(cond bool, code wire.Code, stage, format string, args ...any) {
 	if cond {
-		e := wire.Errorf(code, stage, format, args...)
-		e.Hint = string(h)
-		Die(e)
+		Die(wire.Errorf(code, stage, format, args...).WithHint("%s", h))
 	}
 }
 

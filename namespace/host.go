@@ -102,12 +102,22 @@ func (h *Host) holds(pid string, m Mount) bool {
 
 // List returns the names in a directory of procfs.
 func (h *Host) List(path string) []string {
-	fd, err := unix.Openat(h.Proc, path, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
-	if err != nil {
-		return nil
-	}
-	dir := os.NewFile(uintptr(fd), path)
-	defer dir.Close()
-	names, _ := dir.Readdirnames(-1)
+	fd, _ := unix.Openat(h.Proc, path, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	defer unix.Close(fd)
+	names, _ := Entries(fd, 1<<23) // more than there can be processes
 	return names
+}
+
+// Entries returns the names in a directory from its beginning: some of them, if they are max or more, but none only if there is none.
+func Entries(dir, max int) (names []string, err error) {
+	_, err = unix.Seek(dir, 0, 0)
+	buf := make([]byte, 1<<16)
+	for err == nil && len(names) < max {
+		var n int
+		if n, err = unix.ReadDirent(dir, buf); n <= 0 {
+			break
+		}
+		_, _, names = unix.ParseDirent(buf[:n], -1, names)
+	}
+	return names, err
 }

@@ -32,7 +32,7 @@ func (v *Volumes) Get(name string) (Volume, bool) {
 
 // List returns all volumes.
 func (v *Volumes) List() (list []Volume) {
-	names, err := entries(v.FD)
+	names, err := namespace.Entries(v.FD, 1<<23)
 	namespace.Check(err, wire.System, "volume", "cannot list %s", v.Path)
 	for _, name := range names {
 		if vol, ok := v.Get(name); ok && wire.CheckVolumeName(name) == nil {
@@ -111,7 +111,7 @@ func emptyDir(dir int, name string, sub func(dir int, name string) error) error 
 	}
 	defer unix.Close(fd)
 	for {
-		names, err := entries(fd)
+		names, err := namespace.Entries(fd, 1<<16)
 		if err == nil && len(names) == 0 {
 			return unix.Unlinkat(dir, name, unix.AT_REMOVEDIR)
 		}
@@ -124,18 +124,4 @@ func emptyDir(dir int, name string, sub func(dir int, name string) error) error 
 			return err
 		}
 	}
-}
-
-// entries returns the names in a directory from its beginning: some of them, if they are many, but none only if there is none.
-func entries(dir int) (names []string, err error) {
-	_, err = unix.Seek(dir, 0, 0)
-	buf := make([]byte, 1<<16)
-	for err == nil && len(names) < 1<<16 {
-		var n int
-		if n, err = unix.ReadDirent(dir, buf); n <= 0 {
-			break
-		}
-		_, _, names = unix.ParseDirent(buf[:n], -1, names)
-	}
-	return names, err
 }

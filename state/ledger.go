@@ -8,6 +8,8 @@ import (
 	"strconv"
 	"strings"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/bindgate/bindgate/wire"
 )
 
@@ -108,16 +110,18 @@ func (l *Ledger) Removal(ns uint64) func(folder string, remove func() error) err
 	}
 }
 
-// LockName waits for the lock of a name, however long.
-func (l *Ledger) LockName(n string) (*Lock, error) { return l.Lock(context.Background(), Key(n)) }
+// LockName waits for the lock of a name, however long: alone (unix.F_WRLCK), or with others that share it (F_RDLCK).
+func (l *Ledger) LockName(n string, kind int16) (*Lock, error) {
+	return l.lock(context.Background(), Key(n), kind)
+}
 
 // LockEntry locks the entry of a container. Whoever locks a record too locks this first.
 func (l *Ledger) LockEntry(uid uint32, owner, container string) (*Lock, error) {
-	return l.LockName(indexName(uid, owner, container))
+	return l.LockName(indexName(uid, owner, container), unix.F_WRLCK)
 }
 
 // LockNS locks the record of a mount namespace.
-func (l *Ledger) LockNS(ns uint64) (*Lock, error) { return l.LockName(recordName(ns)) }
+func (l *Ledger) LockNS(ns uint64) (*Lock, error) { return l.LockName(recordName(ns), unix.F_WRLCK) }
 
 func recordName(ns uint64) string { return strconv.FormatUint(ns, 10) }
 

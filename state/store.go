@@ -240,11 +240,15 @@ var noWait, _ = context.WithDeadline(context.Background(), time.Time{})
 
 // Lock waits for the lock of key. Errors: timeout when ctx ends first, system.
 func (s *Store) Lock(ctx context.Context, key uint64) (*Lock, error) {
+	return s.lock(ctx, key, unix.F_WRLCK)
+}
+
+func (s *Store) lock(ctx context.Context, key uint64, kind int16) (*Lock, error) {
 	f, err := s.root.OpenFile(lockFile, os.O_RDWR|os.O_CREATE, 0o600)
 	if err != nil {
 		return nil, s.failed("open", lockFile, err)
 	}
-	l := unix.Flock_t{Type: unix.F_WRLCK, Start: int64(key >> 1), Len: 1}
+	l := unix.Flock_t{Type: kind, Start: int64(key >> 1), Len: 1}
 	if err = unix.FcntlFlock(f.Fd(), unix.F_OFD_SETLK, &l); errors.Is(err, unix.EAGAIN) {
 		done := make(chan error, 1)
 		go func() {

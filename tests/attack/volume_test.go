@@ -1,8 +1,13 @@
 package attack
 
 import (
+	"bytes"
+	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
+	"runtime"
+	"strconv"
 	"strings"
 	"testing"
 
@@ -160,4 +165,94 @@ func TestIdmap_FilesAreOwnedAsTheContainerExpects(t *testing.T) {
 			t.Errorf("attached all the same: %v", lines)
 		}
 	})
+}
+
+// A volume that somebody removes while another helper is about to attach it: what is pinned by then would be emptied under the container. Whatever the helper had done by then, either the volume
+// is gone and was not attached, or it is attached, whole, and was not removed.
+func TestAdv_RemovalBesideAnAttach(t *testing.T) {
+	harness.Run(t, func(h *harness.Host) {
+		dir := filepath.Join(h.Volumes(), "v")
+		fill := func() {
+			if r := volOp(h, wire.OpCreateVolume, "v"); r.Err != nil {
+				t.Fatal(r.Err)
+			}
+			h.WriteFile(filepath.Join(dir, "file"), "x", 0o644)
+		}
+
+		// The naive way attaches what it pinned.
+		fill()
+		tree, err := unix.OpenTree(unix.AT_FDCWD, dir, unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC)
+		volCheck(t, err)
+		gone, naive := filepath.Join(h.Volumes(), "gone"), h.Mkdir(h.Path("naive"), 0o755)
+		volCheck(t, os.Rename(dir, gone)) // in the middle of a removal: nothing is on record yet, so nothing speaks against it
+		volCheck(t, unix.MoveMount(tree, "", unix.AT_FDCWD, naive, unix.MOVE_MOUNT_F_EMPTY_PATH))
+		volCheck(t, os.RemoveAll(gone))
+		if _, err := os.Stat(filepath.Join(naive, "file")); err == nil {
+			t.Fatal("the attack does not work on the naive way")
+		}
+		volCheck(t, errors.Join(unix.Close(tree), unix.Unmount(naive, 0)))
+
+		c := h.Container(harness.ContainerOptions{ID: "c"})
+		attach := &wire.Request{Op: wire.OpAttach, Owner: "default", Container: "c", PID: c.Pid(), Mounts: []wire.Mount{{Path: "/data", Source: dir, Mode: wire.ModeRW}}}
+		removed := make(chan *wire.Reply, 1)
+		began := false
+		strike := func([]int) {
+			began = true
+			cmd := h.Command(callerPolicy, h.HelperPath())
+			cmd.Stdin = bytes.NewReader(boundary.Encode(&wire.Request{Op: wire.OpRemoveVolume, Name: "v"}))
+			var said bytes.Buffer
+			cmd.Stdout = &said
+			volCheck(t, cmd.Start())
+			ended := make(chan struct{})
+			go func() {
+				defer close(ended)
+				cmd.Wait() // how it went is in the reply
+				r, err := boundary.DecodeReply(said.Bytes())
+				if err != nil {
+					t.Errorf("%v", err)
+				}
+				removed <- r
+			}()
+			for !volWaits(cmd.Process.Pid) {
+				select {
+				case <-ended:
+					return
+				default:
+					runtime.Gosched()
+				}
+			}
+		}
+		outcomes := srcSweep(t, h, func() *wire.Request { fill(); return attach }, strike, func() {
+			if !began {
+				return
+			}
+			began = false
+			removal := <-removed
+			attached := len(h.Helper(&wire.Request{Op: wire.OpQuery, Owner: "default", Container: "c"}).Blocks) > 0
+			_, seen := os.Stat(c.Path("/data/file"))
+			_, kept := os.Stat(filepath.Join(dir, "file"))
+			switch {
+			case removal == nil:
+			case attached && (seen != nil || kept != nil || removal.Err == nil || removal.Err.Code != wire.Busy):
+				t.Errorf("attached: %v, %v; removal: %+v", seen, kept, removal.Err)
+			case !attached && (kept == nil || removal.Err != nil):
+				t.Errorf("not attached: %v; removal: %+v", kept, removal.Err)
+			}
+		}, wire.SourceForbidden)
+		if outcomes["ok"] < 2 || outcomes[string(wire.SourceForbidden)] == 0 {
+			t.Errorf("one of the two never came first: %v", outcomes)
+		}
+	})
+}
+
+// volWaits says whether a thread of a process waits for a lock.
+func volWaits(pid int) bool {
+	calls, _ := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/syscall", pid))
+	for _, name := range calls {
+		data, _ := os.ReadFile(name)
+		if f := strings.Fields(string(data)); len(f) > 2 && f[0] == strconv.Itoa(unix.SYS_FCNTL) && f[2] == fmt.Sprintf("0x%x", unix.F_OFD_SETLKW) {
+			return true
+		}
+	}
+	return false
 }
