@@ -147,6 +147,7 @@ type srcTrace struct {
 	Reply *wire.Reply
 	Exit  int
 	Calls []int // numbers of the calls
+	All   []int // and of those before the pidfd_open, from the request on
 
 	Staging, Children int // how many of them made a mount namespace, and a child in a user namespace of its own
 }
@@ -211,6 +212,7 @@ func srcStep(t *testing.T, h *harness.Host, request *wire.Request, at func(made 
 			const getInfo, entry = 0x420e, 1
 			unix.RawSyscall6(unix.SYS_PTRACE, getInfo, uintptr(pid), unsafe.Sizeof(info), uintptr(unsafe.Pointer(&info)), 0, 0)
 			if info.op == entry {
+				r.All = append(r.All, int(info.nr))
 				if pinning = pinning || info.nr == unix.SYS_PIDFD_OPEN; pinning {
 					at(r.Calls)
 					r.Calls = append(r.Calls, int(info.nr))
