@@ -1,10 +1,12 @@
 package attack
 
 import (
+	"bytes"
 	"encoding/binary"
 	"hash/fnv"
 	"os"
 	"path/filepath"
+	"runtime"
 	"strconv"
 	"strings"
 	"testing"
@@ -266,6 +268,39 @@ func TestAdv_RootIsToldOfTwoContainersOfOneID(t *testing.T) {
 		if len(a.Mountinfo("/data")) != 1 || len(b.Mountinfo("/data")) != 1 {
 			t.Error("one lost its volume")
 		}
+	})
+}
+
+// Root's detach waits for an attach that the container's own uid has under way: it takes that uid's lock, not root's.
+func TestAdv_RootsDetachWaitsForTheAttach(t *testing.T) {
+	harness.Run(t, func(h *harness.Host) {
+		v := h.Mkdir(filepath.Join(h.Sources(), "v"), 0o755)
+		c := h.Container(harness.ContainerOptions{ID: "c"})
+		madeOK(t, h, madeAttach(c, "web", "/data", v))
+		store, err := state.Open(h.Ledger(), "", false)
+		srcCheck(t, err)
+		defer store.Close()
+		lock, err := (&state.Ledger{Store: store}).LockEntry(harness.PolicyUID, "o", "web") // as an attach holds it to its end
+		srcCheck(t, err)
+		cmd := h.Command(harness.User{}, h.HelperPath())
+		cmd.Stdin = bytes.NewReader(boundary.Encode(&wire.Request{Op: wire.OpDetach, Owner: "o", Container: "web"}))
+		srcCheck(t, cmd.Start())
+		ended := make(chan error, 1)
+		go func() { ended <- cmd.Wait() }()
+		for !volWaits(cmd.Process.Pid) {
+			select {
+			case err := <-ended:
+				t.Fatalf("it did not wait: %v", err)
+			default:
+				runtime.Gosched()
+			}
+		}
+		if len(c.Mountinfo("/data")) != 1 {
+			t.Error("the volume was detached under the attach")
+		}
+		lock.Unlock()
+		srcCheck(t, <-ended)
+		srcUnmounted(t, c, "/data")
 	})
 }
 
