@@ -23,6 +23,7 @@ func (s *session) attach(r *wire.Request) []wire.Fields {
 	place := s.place(r, target)
 	list := make([]*privops.Attachment, len(r.Mounts))
 	for i := range list { // 8, 9: a filesystem that does not answer holds us up here, and not whoever waits for our locks
+		defer s.keep(r.Mounts[i].Source, unix.F_RDLCK).Unlock()
 		list[i] = &privops.Attachment{Mount: &r.Mounts[i], Attr: s.attributes(&r.Mounts[i]), Source: s.source(&r.Mounts[i])}
 		list[i].Clone(target)
 	}
@@ -149,9 +150,6 @@ func (s *session) source(m *wire.Mount) *privops.Source {
 	ours := slices.ContainsFunc(own, func(own wire.Path) bool { return own.Contains(asked) || asked.Contains(own) }) || asked.Contains(local) || local.Contains(asked) && wire.CheckVolumeName(asked.Components[len(local.Components)]) != nil // all volumes at once, or one that is being made or removed
 	namespace.DieIf(rule.Path == "" || ours, wire.SourceForbidden, "source", "cannot use the source %s: it is not in an allowed source of helper.toml", m.Source)
 	namespace.DieIf(m.IDMap && !s.config.Mounts.AllowIDMap, wire.Denied, "source", "cannot map the ids of %s: allow_idmap of helper.toml is not set", m.Source)
-	if local.Contains(asked) { // until our end: nobody removes it before it is on record
-		s.held(s.ledger.LockName("attached+"+asked.Components[len(local.Components)], unix.F_RDLCK))
-	}
 	fd, private, err := conf.OpenTrusted(rule.Path, unix.O_PATH|unix.O_DIRECTORY)
 	namespace.Check(err, wire.SourceForbidden, "source", "cannot use the source %s", m.Source)
 	root := privops.SourceRoot{FD: fd, Sealed: private, RequireMountpoint: rule.RequireMountpoint, AllowFUSE: rule.AllowFUSE, Ours: local.Contains(asked)}

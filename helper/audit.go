@@ -86,7 +86,7 @@ func (a *audit) outcome(r *wire.Request, blocks []wire.Fields, err error) {
 // admitFailure says whether a failure of this caller is to be written down, and how many were not since the last one that was.
 func (a *audit) admitFailure() (omitted string, ok bool) {
 	name := "refused+" + strconv.FormatUint(uint64(a.s.caller.uid), 10)
-	if lock, err := a.s.ledger.LockName(name, unix.F_WRLCK); err == nil {
+	if lock, err := a.s.ledger.LockName(name); err == nil {
 		defer lock.Unlock()
 	}
 	now, start, n := time.Now().Unix(), int64(0), 0

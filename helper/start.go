@@ -102,9 +102,9 @@ func becomeRoot() caller {
 	c := caller{uint32(os.Getuid()), uint32(os.Getgid()), os.Getppid(), -1}
 	if os.Geteuid() != 0 {
 		nnp, _ := unix.PrctlRetInt(unix.PR_GET_NO_NEW_PRIVS, 0, 0, 0, 0)
-		hint := map[bool]namespace.Hint{true: "the caller has no_new_privs, so the setuid bit has no effect: set helper.transport = \"socket\" in policy.toml",
-			false: "it must be owned by root with mode 4750, on a filesystem without nosuid"}[nnp == 1]
-		hint.DieIf(true, wire.Config, "start", "cannot act: bindgate-helper runs without privilege, as uid %d", os.Geteuid())
+		const why = "cannot act: bindgate-helper runs without privilege, as uid %d"
+		namespace.Hint("the caller has no_new_privs, so the setuid bit has no effect: set helper.transport = \"socket\" in policy.toml").DieIf(nnp == 1, wire.Config, "start", why, os.Geteuid())
+		namespace.Die(wire.Errorf(wire.Config, "start", why, os.Geteuid()).WithHint("it must be owned by root with mode 4750, on a filesystem without nosuid"))
 	}
 	name, _ := unix.Getsockname(0)
 	if own, ok := name.(*unix.SockaddrUnix); c.uid == 0 && ok && own.Name == conf.HelperSocket() {

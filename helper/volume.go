@@ -10,27 +10,26 @@ import (
 	"github.com/bindgate/bindgate/conf"
 	"github.com/bindgate/bindgate/namespace"
 	"github.com/bindgate/bindgate/privops"
+	"github.com/bindgate/bindgate/state"
 	"github.com/bindgate/bindgate/wire"
 )
 
 // volume serves the local driver: create, remove and list its volumes.
-func (s *session) volume(r *wire.Request) []wire.Fields {
+func (s *session) volume(r *wire.Request) (blocks []wire.Fields) {
 	fd, _, err := conf.OpenTrusted(conf.VolumesDir(), unix.O_RDONLY|unix.O_DIRECTORY)
 	namespace.Pass(err)
 	must(conf.RootOwned(fd, conf.VolumesDir()))
 	v := &privops.Volumes{FD: fd, Path: conf.VolumesDir()}
 	if r.Op == wire.OpListVolumes && r.Name == "" {
-		var blocks []wire.Fields
 		for _, vol := range v.List() {
 			blocks = append(blocks, describe(vol))
 		}
 		return blocks
 	}
-	if r.Op == wire.OpRemoveVolume { // who waits for an attach under way keeps nobody else waiting
-		defer s.held(s.ledger.LockName("attached+"+r.Name, unix.F_WRLCK)).Unlock()
-	}
-	defer s.held(s.ledger.LockName("volume+"+r.Name, unix.F_WRLCK)).Unlock()
+	defer s.held(s.ledger.LockName("volume+" + r.Name)).Unlock()
 	if r.Op == wire.OpRemoveVolume {
+		s.refuseAttached(v.Path + "/" + r.Name) // before it keeps anybody from attaching it
+		defer s.keep(v.Path+"/"+r.Name, unix.F_WRLCK).Unlock()
 		s.refuseAttached(v.Path + "/" + r.Name)
 		s.audit.intent(r, nil)
 		v.Remove(r.Name)
@@ -45,6 +44,17 @@ func (s *session) volume(r *wire.Request) []wire.Fields {
 func describe(v privops.Volume) wire.Fields {
 	n := func(n uint32, base int) string { return strconv.FormatUint(uint64(n), base) }
 	return wire.Pairs("mount", v.Path, "name", v.Name, "mode", n(v.Mode, 8), "uid", n(v.UID, 10), "gid", n(v.GID, 10), "time", strconv.FormatInt(v.Born, 10))
+}
+
+// keep keeps a local volume from being removed (unix.F_RDLCK), until the attach is on record, or from being attached (F_WRLCK), by somebody else. Whoever comes second is not kept waiting: busy.
+func (s *session) keep(source string, kind int16) *state.Lock {
+	local, p := parse(conf.VolumesDir()), parse(source)
+	if !local.Contains(p) || p.Contains(local) {
+		return &state.Lock{}
+	}
+	lock, err := s.ledger.LockAs(state.NoWait, state.Key("attached+"+p.Components[len(local.Components)]), kind)
+	namespace.Check(err, wire.Busy, "volume", "cannot attach or remove the local volume %s now", p)
+	return lock
 }
 
 // refuseAttached refuses to remove a volume that is attached somewhere, whoever attached it.

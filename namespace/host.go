@@ -108,16 +108,12 @@ func (h *Host) List(path string) []string {
 	return names
 }
 
-// Entries returns the names in a directory from its beginning: some of them, if they are max or more, but none only if there is none.
-func Entries(dir, max int) (names []string, err error) {
+// Entries returns the names in a directory from its beginning: some of them, if they are most or more, but none only if there is none.
+func Entries(dir, most int) (names []string, err error) {
 	_, err = unix.Seek(dir, 0, 0)
 	buf := make([]byte, 1<<16)
-	for err == nil && len(names) < max {
-		var n int
-		if n, err = unix.ReadDirent(dir, buf); n <= 0 {
-			break
-		}
-		_, _, names = unix.ParseDirent(buf[:n], -1, names)
+	for n := 1; n > 0 && err == nil && len(names) < most; _, _, names = unix.ParseDirent(buf[:max(n, 0)], -1, names) {
+		n, err = unix.ReadDirent(dir, buf)
 	}
 	return names, err
 }

@@ -78,9 +78,8 @@ func (t *Target) pinNamespaces(h *Host) {
 	Check(unix.Fstat(t.UserNS, &owner), wire.System, "target", "cannot stat the user namespace of pid %d", t.PID)
 	its := Must(h.stat(t.dir+"ns/user"))(wire.System, "target", "cannot stat the user namespace of pid %d", t.PID)
 	ours := Must(h.stat("self/ns/user"))(wire.System, "target", "cannot stat our user namespace")
-	if owner.Ino != its.Ino { // the ids are looked up in the process' user namespace, so that one must be the owner (T42)
-		Die(wire.Errorf(wire.TargetForbidden, "target", "cannot attach into pid %d: its user namespace is not the one that owns its mount namespace", t.PID).WithHint("name the container's first process"))
-	}
+	// The ids are looked up in the process' user namespace, so that one must be the owner (T42).
+	Hint("name the container's first process").DieIf(owner.Ino != its.Ino, wire.TargetForbidden, "target", "cannot attach into pid %d: its user namespace is not the one that owns its mount namespace", t.PID)
 	if owner.Ino == ours.Ino {
 		t.UserNS = -1
 	}

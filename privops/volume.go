@@ -32,7 +32,7 @@ func (v *Volumes) Get(name string) (Volume, bool) {
 
 // List returns all volumes.
 func (v *Volumes) List() (list []Volume) {
-	names, err := namespace.Entries(v.FD, 1<<23)
+	names, err := namespace.Entries(v.FD, 1<<16)
 	namespace.Check(err, wire.System, "volume", "cannot list %s", v.Path)
 	for _, name := range names {
 		if vol, ok := v.Get(name); ok && wire.CheckVolumeName(name) == nil {

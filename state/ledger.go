@@ -8,8 +8,6 @@ import (
 	"strconv"
 	"strings"
 
-	"golang.org/x/sys/unix"
-
 	"github.com/bindgate/bindgate/wire"
 )
 
@@ -75,7 +73,7 @@ func (l *Ledger) Share(folder string, ns uint64) error {
 		return busy
 	}
 	if now, err := l.root.Readlink(going + folder); err == nil && now != recordName(ns) {
-		lock, err := l.Lock(noWait, Key(now))
+		lock, err := l.Lock(NoWait, Key(now))
 		if err != nil {
 			return busy
 		}
@@ -110,18 +108,16 @@ func (l *Ledger) Removal(ns uint64) func(folder string, remove func() error) err
 	}
 }
 
-// LockName waits for the lock of a name, however long: alone (unix.F_WRLCK), or with others that share it (F_RDLCK).
-func (l *Ledger) LockName(n string, kind int16) (*Lock, error) {
-	return l.lock(context.Background(), Key(n), kind)
-}
+// LockName waits for the lock of a name, however long.
+func (l *Ledger) LockName(n string) (*Lock, error) { return l.Lock(context.Background(), Key(n)) }
 
 // LockEntry locks the entry of a container. Whoever locks a record too locks this first.
 func (l *Ledger) LockEntry(uid uint32, owner, container string) (*Lock, error) {
-	return l.LockName(indexName(uid, owner, container), unix.F_WRLCK)
+	return l.LockName(indexName(uid, owner, container))
 }
 
 // LockNS locks the record of a mount namespace.
-func (l *Ledger) LockNS(ns uint64) (*Lock, error) { return l.LockName(recordName(ns), unix.F_WRLCK) }
+func (l *Ledger) LockNS(ns uint64) (*Lock, error) { return l.LockName(recordName(ns)) }
 
 func recordName(ns uint64) string { return strconv.FormatUint(ns, 10) }
 

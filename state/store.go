@@ -167,7 +167,7 @@ func (s *Store) SweepTemporary(key func(record string) (key uint64, mine bool)) 
 		name, ok := strings.CutSuffix(strings.TrimRight(e, "0123456789"), ext)
 		name, dot := strings.CutPrefix(name, ".")
 		if k, mine := key(name); ok && dot && mine {
-			if lock, busy := s.Lock(noWait, k); busy == nil {
+			if lock, busy := s.Lock(NoWait, k); busy == nil {
 				if e := s.root.Remove(e); e != nil && !errors.Is(e, fs.ErrNotExist) {
 					err = cmp.Or(err, s.failed("remove a temporary file of", name, e))
 				}
@@ -235,15 +235,16 @@ func Key(parts ...string) uint64 {
 	return binary.BigEndian.Uint64(sum[:])
 }
 
-// noWait has ended: a lock that is not free is not waited for.
-var noWait, _ = context.WithDeadline(context.Background(), time.Time{})
+// NoWait has ended: a lock that is not free is not waited for.
+var NoWait, _ = context.WithDeadline(context.Background(), time.Time{})
 
 // Lock waits for the lock of key. Errors: timeout when ctx ends first, system.
 func (s *Store) Lock(ctx context.Context, key uint64) (*Lock, error) {
-	return s.lock(ctx, key, unix.F_WRLCK)
+	return s.LockAs(ctx, key, unix.F_WRLCK)
 }
 
-func (s *Store) lock(ctx context.Context, key uint64, kind int16) (*Lock, error) {
+// LockAs is Lock, alone (unix.F_WRLCK) or with others who share the lock (F_RDLCK).
+func (s *Store) LockAs(ctx context.Context, key uint64, kind int16) (*Lock, error) {
 	f, err := s.root.OpenFile(lockFile, os.O_RDWR|os.O_CREATE, 0o600)
 	if err != nil {
 		return nil, s.failed("open", lockFile, err)

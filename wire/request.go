@@ -109,10 +109,11 @@ type values struct {
 }
 
 func (v *values) text(key string, check func(string) error) string {
-	if s, ok := v.Lookup(key); ok {
+	s, ok := v.Lookup(key)
+	if ok {
 		v.err = cmp.Or(v.err, check(s))
 	}
-	return v.Get(key)
+	return s
 }
 
 func (v *values) flag(key string) bool {

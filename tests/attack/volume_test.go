@@ -1,12 +1,10 @@
 package attack
 
 import (
-	"bytes"
 	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
-	"runtime"
 	"strconv"
 	"strings"
 	"testing"
@@ -194,40 +192,8 @@ func TestAdv_RemovalBesideAnAttach(t *testing.T) {
 
 		c := h.Container(harness.ContainerOptions{ID: "c"})
 		attach := &wire.Request{Op: wire.OpAttach, Owner: "default", Container: "c", PID: c.Pid(), Mounts: []wire.Mount{{Path: "/data", Source: dir, Mode: wire.ModeRW}}}
-		removed := make(chan *wire.Reply, 1)
-		began := false
-		strike := func([]int) {
-			began = true
-			cmd := h.Command(callerPolicy, h.HelperPath())
-			cmd.Stdin = bytes.NewReader(boundary.Encode(&wire.Request{Op: wire.OpRemoveVolume, Name: "v"}))
-			var said bytes.Buffer
-			cmd.Stdout = &said
-			volCheck(t, cmd.Start())
-			ended := make(chan struct{})
-			go func() {
-				defer close(ended)
-				cmd.Wait() // how it went is in the reply
-				r, err := boundary.DecodeReply(said.Bytes())
-				if err != nil {
-					t.Errorf("%v", err)
-				}
-				removed <- r
-			}()
-			for !volWaits(cmd.Process.Pid) {
-				select {
-				case <-ended:
-					return
-				default:
-					runtime.Gosched()
-				}
-			}
-		}
-		outcomes := srcSweep(t, h, func() *wire.Request { fill(); return attach }, strike, func() {
-			if !began {
-				return
-			}
-			began = false
-			removal := <-removed
+		var removal *wire.Reply
+		outcomes := srcSweep(t, h, func() *wire.Request { fill(); removal = nil; return attach }, func([]int) { removal = volOp(h, wire.OpRemoveVolume, "v") }, func() {
 			attached := len(h.Helper(&wire.Request{Op: wire.OpQuery, Owner: "default", Container: "c"}).Blocks) > 0
 			_, seen := os.Stat(c.Path("/data/file"))
 			_, kept := os.Stat(filepath.Join(dir, "file"))
@@ -241,6 +207,20 @@ func TestAdv_RemovalBesideAnAttach(t *testing.T) {
 		}, wire.SourceForbidden)
 		if outcomes["ok"] < 2 || outcomes[string(wire.SourceForbidden)] == 0 {
 			t.Errorf("one of the two never came first: %v", outcomes)
+		}
+
+		// So it is where the walk to the mountpoint takes that long that memory is collected, and what nobody refers to is closed.
+		deep := strings.Repeat("/d", 1200)
+		c.Exec("/bin/sh", "-c", "mkdir -p "+deep)
+		fill()
+		attach.Mounts[0].Path, removal = deep, nil
+		trace := srcStep(t, h, attach, func(made []int) {
+			if removal == nil && len(made) > 1200 && made[len(made)-1] == unix.SYS_UNSHARE {
+				removal = volOp(h, wire.OpRemoveVolume, "v")
+			}
+		})
+		if trace.Reply.Err != nil || removal == nil || removal.Err == nil || removal.Err.Code != wire.Busy {
+			t.Errorf("attach: %+v; removal beside it: %+v", trace.Reply.Err, removal)
 		}
 	})
 }
