@@ -5,10 +5,12 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"maps"
 	"os"
 	"os/exec"
 	"os/user"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -51,7 +53,7 @@ var (
 )
 
 // build builds programs for Root into bin/test of the checkout, as the checkout's owner, and returns that folder. What is up to date is not linked
-// again, and nothing is looked at twice by one process; that is why, unlike in the Makefile, the build id stays.
+// again, and nothing is looked at twice by one process and its hosts; that is why, unlike in the Makefile, the build id stays.
 func build(names ...string) (string, error) {
 	checkout, err := Checkout()
 	if err != nil {
@@ -110,6 +112,16 @@ func build(names ...string) (string, error) {
 		built[name] = true
 	}
 	return dir, nil
+}
+
+// isBuilt notes that programs are up to date, and returns all that are.
+func isBuilt(names ...string) []string {
+	buildLock.Lock()
+	defer buildLock.Unlock()
+	for _, name := range names {
+		built[name] = true
+	}
+	return slices.Sorted(maps.Keys(built))
 }
 
 // Program builds one of programs and returns its path.
