@@ -309,6 +309,7 @@ func srcVolume(h *harness.Host, elem ...string) string {
 }
 
 func TestT09_SourceSymlinkAndSwap(t *testing.T) {
+	t.Parallel()
 	harness.Run(t, func(h *harness.Host) {
 		secret := h.Mkdir(h.Path("secret"), 0o700)
 		h.WriteFile(filepath.Join(secret, "file"), srcSecret, 0o600)
@@ -666,6 +667,7 @@ func TestT31_SourceOracle(t *testing.T) {
 }
 
 func TestT44_HardLinkedFileSource(t *testing.T) {
+	t.Parallel()
 	harness.Run(t, func(h *harness.Host) {
 		c := h.Container(harness.ContainerOptions{ID: "c"})
 		secret := filepath.Join(h.Mkdir(h.Path("elsewhere"), 0o755), "passwords")
