@@ -102,9 +102,7 @@ func (h *boxHost) must(err error) {
 
 func (h *boxHost) copyBox(to string) {
 	h.t.Helper()
-	data, err := os.ReadFile(boxBinary())
-	h.must(err)
-	h.must(os.WriteFile(to, data, 0o755))
+	h.CopyFile(boxBinary(), to, 0o755)
 }
 
 // A boxProc is the program, running somewhere.

@@ -102,10 +102,7 @@ func callerCopy(t *testing.T, h *harness.Host, name string, mode uint32) string 
 	if _, err := os.Lstat(path); err == nil {
 		return path
 	}
-	data, err := os.ReadFile("/proc/self/exe")
-	callerCheck(t, err)
-	callerCheck(t, os.WriteFile(path, data, 0o700))
-	callerCheck(t, unix.Chmod(path, mode))
+	h.CopyFile("/proc/self/exe", path, mode)
 	return path
 }
 

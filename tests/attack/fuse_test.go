@@ -288,6 +288,7 @@ func TestT11_Deadline(t *testing.T) {
 }
 
 func TestT45_FUSEInTheTree(t *testing.T) {
+	t.Parallel()
 	harness.Run(t, func(h *harness.Host) {
 		v := srcVolume(h, "v")
 		// inContainer mounts a server's filesystem in the container, as its root could that has the device.

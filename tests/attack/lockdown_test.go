@@ -320,6 +320,7 @@ func callerAtTerminal(t *testing.T, h *harness.Host, path string, argv ...string
 
 // T05: signals, timers and pipes are the caller's.
 func TestT05_SignalsTimersAndPipes(t *testing.T) {
+	t.Parallel() // it waits most of the time
 	harness.Run(t, func(h *harness.Host) {
 		c := h.SharedRoot(harness.SharedRootOptions{ID: "c"})
 		callerSucceeded(t, h.HelperRaw(callerPolicy, callerCreate("data")))

@@ -157,7 +157,7 @@ func TestT24_OneStagingNamespaceAndOneChild(t *testing.T) {
 					}
 					r.Mounts = append(r.Mounts, wire.Mount{Path: fmt.Sprint("/data/", n, "/", i), Source: source, Mode: wire.ModeRO})
 				}
-				trace := srcStep(t, h.Host, r, func([]int) {})
+				trace := srcStep(t, h.Host, r, func([]int) bool { return false })
 				boxOK(t, trace.Reply)
 				for _, b := range trace.Reply.Blocks {
 					if b.Get("locked") != "1" {

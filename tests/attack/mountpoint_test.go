@@ -28,6 +28,7 @@ func (h *boxHost) victim() string {
 
 // T16: symlinks in the container, at every component, to everywhere.
 func TestT16_SymlinksInTheContainer(t *testing.T) {
+	t.Parallel()
 	boxRun(t, func(t *testing.T, h *boxHost) {
 		victim := h.victim()
 		c := h.Container(harness.ContainerOptions{ID: "c"})

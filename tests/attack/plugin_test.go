@@ -200,6 +200,7 @@ func polNothingLeft(t *testing.T, h *harness.Host) {
 // T37: a plugin that hangs, answers garbage, a gigabyte, HTML, a redirect, an error with status 200, and mountpoints of all kinds. A client that believes its
 // plugin hangs, grows, is led elsewhere, or mounts the host's own files into a container.
 func TestT37_HostilePlugin(t *testing.T) {
+	t.Parallel()
 	harness.Run(t, func(h *harness.Host) {
 		h.AllowAll()
 		rules := h.ReadFile(h.Path("etc/bindgate/policy.toml"))
@@ -527,6 +528,7 @@ func polPEM(der []byte) string {
 
 // T39: names and options with anything in them. Through a shell they run; cut, escaped or split they become something else than was reviewed.
 func TestT39_NamesAndOptionsArePassedExactlyOrRefused(t *testing.T) {
+	t.Parallel()
 	harness.Run(t, func(h *harness.Host) {
 		h.AllowAll()
 		c := h.Container(harness.ContainerOptions{ID: "c"})

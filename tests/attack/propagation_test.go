@@ -16,6 +16,7 @@ import (
 
 // T22: the target lies under a mount that is shared with the host.
 func TestT22_SharedTarget(t *testing.T) {
+	t.Parallel()
 	boxRun(t, func(t *testing.T, h *boxHost) {
 		shared := h.Mkdir(h.Path("shared"), 0o755)
 		h.Mount("tmpfs", shared, "tmpfs", 0, "")

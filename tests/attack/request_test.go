@@ -204,6 +204,7 @@ func callerForget(h *harness.Host) {
 
 // T28: ids that name a file elsewhere, or one file twice.
 func TestT28_IdsAreFileNames(t *testing.T) {
+	t.Parallel()
 	harness.Run(t, func(h *harness.Host) {
 		// One file per id, named by joining, leaves the folder; escaped with one character, two ids have one file.
 		folder := h.Mkdir(h.Path("etc", "records"), 0o755)
@@ -554,6 +555,7 @@ func TestT32_LimitWhateverIDsAreUsed(t *testing.T) {
 
 // A ledger of ten thousand records: a container is served as if it were alone, and what it cannot find is told at once.
 func TestT32_LargeLedger(t *testing.T) {
+	t.Parallel()
 	harness.Run(t, func(h *harness.Host) {
 		callerSucceeded(t, h.HelperRaw(callerPolicy, callerCreate("data")))
 		c := h.SharedRoot(harness.SharedRootOptions{ID: "c"})

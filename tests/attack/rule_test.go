@@ -11,6 +11,7 @@ import (
 
 // T40: the job asks for a volume, a mode or a place that no rule gives it, in every format and by every command.
 func TestT40_WhatNoRuleAllowsIsDenied(t *testing.T) {
+	t.Parallel()
 	harness.Run(t, func(h *harness.Host) {
 		s := polPlugin(t, h, "plugin")
 		c := h.Container(harness.ContainerOptions{ID: "web-1"})

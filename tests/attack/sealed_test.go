@@ -21,6 +21,7 @@ func srcRun(h *harness.Host, user harness.User, path string, args ...string) (eu
 }
 
 func TestT25_SetuidFileOnTheHost(t *testing.T) {
+	t.Parallel()
 	harness.Run(t, func(h *harness.Host) {
 		id, err := exec.LookPath("id")
 		srcCheck(t, err)

@@ -157,6 +157,7 @@ func callerACL(t *testing.T, file string) {
 
 // T29: what is planted in the folders of the state.
 func TestT29_PlantedState(t *testing.T) {
+	t.Parallel()
 	harness.Run(t, func(h *harness.Host) {
 		// A root program that writes a record by name, in a folder where others write too, writes over what a planted link means.
 		shared := h.Mkdir(h.Path("etc", "shared"), 0o777)

@@ -654,22 +654,24 @@ func TestT35_Records(t *testing.T) {
 			}
 		}
 		spoil := map[string]func(file string, data []byte) error{
-			"empty":               write(func([]byte) []byte { return nil }),
-			"a byte":              write(func(b []byte) []byte { return b[:1] }),
-			"its first line":      write(func(b []byte) []byte { return b[:bytes.IndexByte(b, '\n')+1] }),
-			"half":                write(func(b []byte) []byte { return b[:len(b)/2] }),
-			"a byte less":         write(func(b []byte) []byte { return b[:len(b)-1] }),
-			"a bit of the head":   write(func(b []byte) []byte { b[18] ^= 1; return b }),
-			"a bit of the boot":   write(func(b []byte) []byte { b[35] ^= 1; return b }),
-			"a bit of the rest":   write(func(b []byte) []byte { b[len(b)-9] ^= 4; return b }),
-			"prose":               write(func([]byte) []byte { return []byte("hello\n") }),
-			"a newer schema":      write(func(b []byte) []byte { return bytes.Replace(b, []byte("schema=1 "), []byte("schema=2 "), 1) }),
-			"signed nonsense":     signed([]byte("\x00\xff{]")),
-			"signed emptiness":    signed(nil),
-			"another's name":      signed([]byte(`{"driver":"a","name":"b","owner":"x","container":"y","volumes":[null],"holds":[null]}`)),
-			"huge":                func(file string, _ []byte) error { return os.Truncate(file, 100<<20) },
-			"another user's":      func(file string, _ []byte) error { return os.Chown(file, 64999, 64999) },
-			"with a hard link":    func(file string, _ []byte) error { return os.Link(file, h.Path("tmp", "link")) },
+			"empty":             write(func([]byte) []byte { return nil }),
+			"a byte":            write(func(b []byte) []byte { return b[:1] }),
+			"its first line":    write(func(b []byte) []byte { return b[:bytes.IndexByte(b, '\n')+1] }),
+			"half":              write(func(b []byte) []byte { return b[:len(b)/2] }),
+			"a byte less":       write(func(b []byte) []byte { return b[:len(b)-1] }),
+			"a bit of the head": write(func(b []byte) []byte { b[18] ^= 1; return b }),
+			"a bit of the boot": write(func(b []byte) []byte { b[35] ^= 1; return b }),
+			"a bit of the rest": write(func(b []byte) []byte { b[len(b)-9] ^= 4; return b }),
+			"prose":             write(func([]byte) []byte { return []byte("hello\n") }),
+			"a newer schema":    write(func(b []byte) []byte { return bytes.Replace(b, []byte("schema=1 "), []byte("schema=2 "), 1) }),
+			"signed nonsense":   signed([]byte("\x00\xff{]")),
+			"signed emptiness":  signed(nil),
+			"another's name":    signed([]byte(`{"driver":"a","name":"b","owner":"x","container":"y","volumes":[null],"holds":[null]}`)),
+			"huge":              func(file string, _ []byte) error { return os.Truncate(file, 100<<20) },
+			"another user's":    func(file string, _ []byte) error { return os.Chown(file, 64999, 64999) },
+			"with a hard link": func(file string, _ []byte) error {
+				return os.Link(file, h.Path("tmp", "link-"+filepath.Base(filepath.Dir(file))))
+			},
 			"a FIFO":              anew(func(file string, _ []byte) error { return syscall.Mkfifo(file, 0o600) }),
 			"a folder":            anew(func(file string, _ []byte) error { return os.Mkdir(file, 0o700) }),
 			"a link to /dev/zero": anew(func(file string, _ []byte) error { return os.Symlink("/dev/zero", file) }),
@@ -693,77 +695,102 @@ func TestT35_Records(t *testing.T) {
 		attach(t, h, good, "-v", "good:"+place(h, "good"))
 		known := append(records(t, volumes), records(t, h.Ledger())...)
 		for name, do := range spoil {
-			for _, what := range []string{"container", "volume", "ledger"} {
-				t.Run(what+" "+name, func(t *testing.T) {
-					h := h.For(t)
-					bad := h.SharedRoot(harness.SharedRootOptions{ID: "bad"})
-					at := place(h, "bad")
-					attach(t, h, bad, plugin("plugin", "bad", at))
-					file := map[string]func() string{
-						"container": func() string { return containerRecord(h, "bad") },
-						"volume":    func() string { return other(t, records(t, volumes), known) },
-						"ledger":    func() string { return other(t, records(t, h.Ledger()), known) },
-					}[what]()
-					data, err := os.ReadFile(file)
+			t.Run(name, func(t *testing.T) { // one record of each kind, of a container of its own
+				h := h.For(t)
+				type victim struct {
+					what, id, at, file string
+					c                  *harness.Container
+				}
+				var bad []victim
+				known := known
+				for _, what := range []string{"container", "volume", "ledger"} {
+					b := victim{what: what, id: "bad-" + what}
+					b.c, b.at = h.SharedRoot(harness.SharedRootOptions{ID: b.id}), place(h, b.id)
+					attach(t, h, b.c, plugin("plugin", b.id, b.at))
+					switch what {
+					case "container":
+						b.file = containerRecord(h, b.id)
+					case "volume":
+						b.file = other(t, records(t, volumes), known)
+					case "ledger":
+						b.file = other(t, records(t, h.Ledger()), known)
+					}
+					known = append(records(t, volumes), records(t, h.Ledger())...)
+					bad = append(bad, b)
+				}
+				for _, b := range bad {
+					data, err := os.ReadFile(b.file)
 					if err == nil && name == "a link to a good one" {
-						err = os.WriteFile(file+".kept", data, 0o600)
-						defer os.Remove(file + ".kept")
+						err = os.WriteFile(b.file+".kept", data, 0o600)
+						defer os.Remove(b.file + ".kept")
 					}
 					if err == nil {
-						err = do(file, data)
+						err = do(b.file, data)
 					}
 					if err != nil {
 						t.Fatal(err)
 					}
-					defer os.Remove(h.Path("tmp", "link"))
-					if st, err := os.Lstat(file); err == nil && st.Mode()&fs.ModeSymlink == 0 && name != "another user's" && what != "ledger" {
-						os.Chown(file, harness.PolicyUID, harness.PolicyGID)
+					if st, err := os.Lstat(b.file); err == nil && st.Mode()&fs.ModeSymlink == 0 && name != "another user's" && b.what != "ledger" {
+						os.Chown(b.file, harness.PolicyUID, harness.PolicyGID)
 					}
+				}
 
-					// Every verb answers, and believes none of it.
-					h.Policy("status").OK(t)
-					h.Policy("status", "--container", "bad").OK(t)
-					if what == "container" {
-						h.Policy("cleanup", "-o", "json", "--container", "bad").Fails(t, wire.StateCorrupt)
-						h.Policy("prepare", "-o", "json", "--container", "bad", "-v", "x:/x").Fails(t, wire.StateCorrupt)
-						h.Policy("isolate", "-o", "json", "--container", "bad", "--pid", bad.PIDString()).Fails(t, wire.StateCorrupt)
-						h.Policy("detach", "-o", "json", "--container", "bad", "--all").Fails(t, wire.StateCorrupt)
-						h.Policy("usage", "-o", "json", "--container", "bad").Fails(t, wire.StateCorrupt)
+				// Every verb answers, and believes none of it.
+				h.Policy("status").OK(t)
+				for _, b := range bad {
+					h.Policy("status", "--container", b.id).OK(t)
+					switch b.what {
+					case "container":
+						h.Policy("cleanup", "-o", "json", "--container", b.id).Fails(t, wire.StateCorrupt)
+						h.Policy("prepare", "-o", "json", "--container", b.id, "-v", "x:/x").Fails(t, wire.StateCorrupt)
+						h.Policy("isolate", "-o", "json", "--container", b.id, "--pid", b.c.PIDString()).Fails(t, wire.StateCorrupt)
+						h.Policy("detach", "-o", "json", "--container", b.id, "--all").Fails(t, wire.StateCorrupt)
+						h.Policy("usage", "-o", "json", "--container", b.id).Fails(t, wire.StateCorrupt)
+					case "volume":
+						h.Policy("prepare", "-o", "json", "--container", "new", plugin("plugin", b.id, "/x")).Fails(t, wire.StateCorrupt)
+					case "ledger":
+						h.Policy("attach", "-o", "json", "--container", "more", "--pid", b.c.PIDString(), "-v", "more:"+b.at).Fails(t, wire.StateCorrupt)
 					}
-					if what == "volume" {
-						h.Policy("prepare", "-o", "json", "--container", "new", plugin("plugin", "bad", "/x")).Fails(t, wire.StateCorrupt)
-					}
-					if what == "ledger" {
-						h.Policy("attach", "-o", "json", "--container", "more", "--pid", bad.PIDString(), "-v", "more:"+at).Fails(t, wire.StateCorrupt)
-					}
-					h.Policy("usage", "--container", "good").OK(t)
+				}
+				h.Policy("usage", "--container", "good").OK(t)
 
-					d := recovered(t, h, 0)
-					if len(d.Corrupt) != 1 || filepath.Dir(d.Corrupt[0]) != filepath.Join(filepath.Dir(file), "corrupt") || !strings.HasPrefix(filepath.Base(d.Corrupt[0]), strings.TrimSuffix(filepath.Base(file), ".rec")) {
-						t.Errorf("corrupt: %v", d.Corrupt)
-					}
-					if _, err := os.Lstat(d.Corrupt[0]); err != nil {
-						t.Error(err)
-					}
-					if !slices.Contains(d.Kept, "good") || len(d.Errors) > 0 || len(d.Unmounted) > 0 {
-						t.Errorf("recover: %+v", d)
-					}
-					if again := recovered(t, h, 0); len(again.Corrupt) > 0 || !slices.Equal(again.Kept, d.Kept) || !slices.Equal(again.Orphans, d.Orphans) {
-						t.Errorf("again: %+v", again)
-					}
-					wantMounted(t, bad, at, 1) // it lives, so it keeps what it has
-					bad.Delete()
-					recovered(t, h, 0)
-					if s := status(t, h); len(s.Containers) != 1 || len(s.Volumes) != 1 || len(s.Warnings) > 0 {
-						t.Errorf("left: %+v", s)
-					}
-					for _, line := range h.Mountinfo() {
-						if strings.Contains(line, p.Root) {
-							t.Errorf("still mounted: %s", line)
+				d := recovered(t, h, 0)
+				for _, b := range bad {
+					var aside []string
+					for _, c := range d.Corrupt {
+						if filepath.Dir(c) == filepath.Join(filepath.Dir(b.file), "corrupt") && strings.HasPrefix(filepath.Base(c), strings.TrimSuffix(filepath.Base(b.file), ".rec")) {
+							aside = append(aside, c)
 						}
 					}
-				})
-			}
+					if len(aside) != 1 {
+						t.Errorf("corrupt, of %s: %v of %v", b.file, aside, d.Corrupt)
+					} else if _, err := os.Lstat(aside[0]); err != nil {
+						t.Error(err)
+					}
+				}
+				if len(d.Corrupt) != len(bad) {
+					t.Errorf("corrupt: %v", d.Corrupt)
+				}
+				if !slices.Contains(d.Kept, "good") || len(d.Errors) > 0 || len(d.Unmounted) > 0 {
+					t.Errorf("recover: %+v", d)
+				}
+				if again := recovered(t, h, 0); len(again.Corrupt) > 0 || !slices.Equal(again.Kept, d.Kept) || !slices.Equal(again.Orphans, d.Orphans) {
+					t.Errorf("again: %+v", again)
+				}
+				for _, b := range bad {
+					wantMounted(t, b.c, b.at, 1) // it lives, so it keeps what it has
+					b.c.Delete()
+				}
+				recovered(t, h, 0)
+				if s := status(t, h); len(s.Containers) != 1 || len(s.Volumes) != 1 || len(s.Warnings) > 0 {
+					t.Errorf("left: %+v", s)
+				}
+				for _, line := range h.Mountinfo() {
+					if strings.Contains(line, p.Root) {
+						t.Errorf("still mounted: %s", line)
+					}
+				}
+			})
 		}
 		// Temporary files of a crash, of both.
 		for _, f := range []string{filepath.Join(h.Journal(), "containers/.default@x.rec123"), filepath.Join(volumes, ".ab.rec9"), filepath.Join(h.Ledger(), ".77.rec5")} {

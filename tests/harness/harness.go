@@ -113,7 +113,8 @@ func Run(t *testing.T, f func(h *Host), options ...Option) {
 		t.Fatalf("harness: Run for %s inside the host of %s: a host has no hosts", t.Name(), r.Test)
 	}
 	h := &Host{t: t, id: r.ID}
-	t.Cleanup(func() { writeReport(report{Ran: true, Skipped: t.Skipped()}) })
+	isBuilt(r.Built...)
+	t.Cleanup(func() { writeReport(report{Ran: true, Skipped: t.Skipped(), Built: isBuilt()}) })
 	if !r.Bare {
 		h.install()
 	}
@@ -166,7 +167,10 @@ func (h *Host) check(err error) {
 }
 
 // report is what the inside tells the outside when it is done: without it, a test that was never run would pass.
-type report struct{ Ran, Skipped bool }
+type report struct {
+	Ran, Skipped bool
+	Built        []string // programs that are up to date, so that the next host's test need not look
+}
 
 const reportFD = 3
 

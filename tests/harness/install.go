@@ -3,11 +3,14 @@ package harness
 import (
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
+	"maps"
 	"os"
 	"os/exec"
 	"os/user"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -50,7 +53,7 @@ var (
 )
 
 // build builds programs for Root into bin/test of the checkout, as the checkout's owner, and returns that folder. What is up to date is not linked
-// again, and nothing is looked at twice by one process; that is why, unlike in the Makefile, the build id stays.
+// again, and nothing is looked at twice by one process and its hosts; that is why, unlike in the Makefile, the build id stays.
 func build(names ...string) (string, error) {
 	checkout, err := Checkout()
 	if err != nil {
@@ -111,6 +114,16 @@ func build(names ...string) (string, error) {
 	return dir, nil
 }
 
+// isBuilt notes that programs are up to date, and returns all that are.
+func isBuilt(names ...string) []string {
+	buildLock.Lock()
+	defer buildLock.Unlock()
+	for _, name := range names {
+		built[name] = true
+	}
+	return slices.Sorted(maps.Keys(built))
+}
+
 // Program builds one of programs and returns its path.
 func (h *Host) Program(name string) string {
 	h.t.Helper()
@@ -153,10 +166,21 @@ func (h *Host) install() {
 
 func (h *Host) copyFile(from, to string, uid, gid int, mode uint32) {
 	h.t.Helper()
-	data, err := os.ReadFile(from)
-	h.check(err)
-	h.check(os.WriteFile(to, data, 0o600))
+	h.CopyFile(from, to, mode)
 	h.check(os.Chown(to, uid, gid))
+	h.check(unix.Chmod(to, mode)) // chown takes the setuid bit away
+}
+
+// CopyFile copies a file, whose copy is root's, with exactly this mode, in pieces: the first touch of the memory for a whole program costs more than the copy.
+func (h *Host) CopyFile(from, to string, mode uint32) {
+	h.t.Helper()
+	in, err := os.Open(from)
+	h.check(err)
+	defer in.Close()
+	out, err := os.OpenFile(to, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
+	h.check(err)
+	_, err = io.Copy(out, in)
+	h.check(errors.Join(err, out.Close()))
 	h.check(unix.Chmod(to, mode)) // os.Chmod has the setuid bit elsewhere
 }
 

@@ -38,8 +38,9 @@ type request struct {
 	Disk bool
 	Dir  string // a folder on a disk, if Disk
 
-	Network  bool   // of its own
-	Packages string // a tree to lay over /usr and /etc
+	Network  bool     // of its own
+	Packages string   // a tree to lay over /usr and /etc
+	Built    []string // programs that are up to date
 }
 
 // exitLeft is how init says that the test passed and left processes.
@@ -82,8 +83,10 @@ func runOutside(t *testing.T, r request) {
 		defer os.RemoveAll(dir)
 		r.Dir = dir
 	}
+	r.Built = isBuilt()
 	mounts := mountinfo(t)
 	code, output, rep := startHost(t, r)
+	isBuilt(rep.Built...)
 	left := removeCgroups(t, r.ID)
 
 	if code != 0 && !testing.Verbose() {
