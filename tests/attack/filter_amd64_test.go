@@ -42,7 +42,7 @@ func TestT36_FilterAdmitsOnlyWhatIsUsed(t *testing.T) {
 		h.HelperTOML(harness.DefaultHelperTOML + "[mounts]\nlock = \"userns\"\n") // without a child, what it does is done by the thread itself
 		made := map[int]bool{}
 		do := func(r *wire.Request) *wire.Reply {
-			trace := srcStep(t, h, r, func([]int) {})
+			trace := srcStep(t, h, r, func([]int) bool { return false })
 			for _, n := range trace.All {
 				made[n] = true
 			}

@@ -168,6 +168,7 @@ func TestIdmap_FilesAreOwnedAsTheContainerExpects(t *testing.T) {
 // A volume that somebody removes while another helper is about to attach it: what is pinned by then would be emptied under the container. Whatever the helper had done by then, either the volume
 // is gone and was not attached, or it is attached, whole, and was not removed.
 func TestAdv_RemovalBesideAnAttach(t *testing.T) {
+	t.Parallel()
 	harness.Run(t, func(h *harness.Host) {
 		dir := filepath.Join(h.Volumes(), "v")
 		fill := func() {
@@ -214,10 +215,11 @@ func TestAdv_RemovalBesideAnAttach(t *testing.T) {
 		c.Exec("/bin/sh", "-c", "mkdir -p "+deep)
 		fill()
 		attach.Mounts[0].Path, removal = deep, nil
-		trace := srcStep(t, h, attach, func(made []int) {
-			if removal == nil && len(made) > 1200 && made[len(made)-1] == unix.SYS_UNSHARE {
+		trace := srcStep(t, h, attach, func(made []int) (enough bool) {
+			if enough = len(made) > 1200 && made[len(made)-1] == unix.SYS_UNSHARE; enough {
 				removal = volOp(h, wire.OpRemoveVolume, "v")
 			}
+			return enough
 		})
 		if trace.Reply.Err != nil || removal == nil || removal.Err == nil || removal.Err.Code != wire.Busy {
 			t.Errorf("attach: %+v; removal beside it: %+v", trace.Reply.Err, removal)
