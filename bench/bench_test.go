@@ -391,7 +391,7 @@ func (w *world) records(pid, n int) func() {
 			copied.Mounts[j].Container = name
 		}
 		w.check(l.WriteNS(&copied))
-		w.check(l.Enter(harness.PolicyUID, "default", name, copied.NS))
+		w.check(l.Enter(state.Whose{UID: harness.PolicyUID, Owner: "default", Container: name}, copied.NS))
 		written = append(written, fmt.Sprintf("%s/%d.rec", w.h.Ledger(), copied.NS), fmt.Sprintf("%s/by+%d+default+%s", w.h.Ledger(), harness.PolicyUID, name))
 	}
 	return func() {

@@ -52,13 +52,10 @@ const LockAlways, LockUserns = "always", "userns"
 func DefaultHelper() *Helper {
 	h := &Helper{}
 	h.Callers.UIDs = []uint32{0}
-	h.Targets.Deny = []string{"/etc", "/usr", "/bin", "/sbin", "/lib", "/lib64", "/usr/bin", "/usr/sbin", "/usr/lib", "/boot", "/etc/passwd",
-		"/etc/shadow", "/etc/group", "/etc/sudoers", "/etc/ld.so.preload"}
+	h.Targets.Deny = []string{"/etc", "/usr", "/bin", "/sbin", "/lib", "/lib64", "/usr/bin", "/usr/sbin", "/usr/lib", "/boot", "/etc/passwd", "/etc/shadow", "/etc/group", "/etc/sudoers", "/etc/ld.so.preload"}
 	h.Targets.DenyUnder = []string{"/proc", "/sys", "/dev", "/boot", "/etc/pam.d", "/etc/sudoers.d", "/etc/ssh"}
-	h.Mounts.Lock = LockAlways
-	h.Limits.MountsPerRequest = 64
-	h.Limits.MountsPerNamespace = 256
-	h.Audit.File = AuditFile()
+	h.Mounts.Lock, h.Audit.File = LockAlways, AuditFile()
+	h.Limits.MountsPerRequest, h.Limits.MountsPerNamespace = 64, 256
 	return h
 }
 
@@ -75,7 +72,7 @@ func ParseHelper(data []byte) (*Helper, error) {
 }
 
 func (h *Helper) validate() error {
-	t := &h.Targets
+	t, l := &h.Targets, h.Limits
 	paths := slices.Concat(t.Cgroups, t.HostPaths, t.RootfsRoots, t.SandboxRoots, t.Deny, t.DenyUnder, []string{h.Audit.File})
 	for _, s := range h.Sources {
 		paths = append(paths, s.Path)
@@ -85,13 +82,10 @@ func (h *Helper) validate() error {
 			return Bad("a path", p, "clean and absolute, not /")
 		}
 	}
-	switch n, m := h.Limits.MountsPerRequest, h.Limits.MountsPerNamespace; {
-	case h.Mounts.Lock != LockAlways && h.Mounts.Lock != LockUserns:
+	if h.Mounts.Lock != LockAlways && h.Mounts.Lock != LockUserns {
 		return Bad("mounts.lock", h.Mounts.Lock, "always or userns")
-	case n < 1 || n > wire.MaxBlocks:
-		return Bad("limits.mounts_per_request", n, "1 to 1024")
-	case m < 1 || m > 10000:
-		return Bad("limits.mounts_per_namespace", m, "1 to 10000")
+	} else if l.MountsPerRequest < 1 || l.MountsPerRequest > wire.MaxBlocks || l.MountsPerNamespace < 1 || l.MountsPerNamespace > 10000 {
+		return Bad("limits.mounts_per_request and mounts_per_namespace", l, "1 to 1024 and 1 to 10000")
 	}
 	return nil
 }

@@ -3,20 +3,11 @@
 package conf
 
 // Set by the linker (-X) from the make variables of the same names.
-var (
-	prefix        = "/usr/local"
-	sysconfdir    = "/etc"
-	localstatedir = "/var"
-	rundir        = "/run"
-	user          = "bindgate"
-	version       = "dev"
-)
+var prefix, sysconfdir, localstatedir, rundir, user, version = "/usr/local", "/etc", "/var", "/run", "bindgate", "dev"
 
-// User is the name of the policy user, the one who may call the setuid helper besides helper.toml's callers; Version is what both binaries were built as.
-func User() string    { return user }
-func Version() string { return version }
-
-// The paths of the installation.
+// User is the name of the policy user, the one who may call the setuid helper besides helper.toml's callers; Version is what both binaries were built as; the others are the paths of the installation.
+func User() string         { return user }
+func Version() string      { return version }
 func HelperPath() string   { return prefix + "/libexec/bindgate/bindgate-helper" }
 func HelperTOML() string   { return sysconfdir + "/bindgate/helper.toml" }
 func PolicyTOML() string   { return sysconfdir + "/bindgate/policy.toml" }

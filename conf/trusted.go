@@ -23,21 +23,19 @@ func OpenTrusted(path string, flags int) (fd int, private bool, err error) {
 		return -1, false, wire.Errorf(wire.Config, "config", "cannot use the path %s: it must be absolute, without \"..\"", path).Because(cmp.Or(err, e))
 	}
 	for i, name := range p.Components {
-		at := wire.Path{Absolute: true, Components: p.Components[:i]}.String()
-		st, err := RootOwned(fd, at)
-		if err != nil {
-			unix.Close(fd)
-			return -1, false, err
-		}
+		at, how, next := wire.Path{Absolute: true, Components: p.Components[:i]}, unix.O_PATH|unix.O_DIRECTORY, -1
+		st, err := RootOwned(fd, at.String())
 		private = private || st.Mode&0o011 == 0
-		how := unix.O_PATH | unix.O_DIRECTORY
 		if i == len(p.Components)-1 {
 			how = flags | unix.O_NONBLOCK // a FIFO must not hold us up
 		}
-		next, err := unix.Openat(fd, name, how|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
-		unix.Close(fd)
-		if err != nil {
-			return -1, false, wire.Errorf(wire.Config, "config", "cannot open %s: %s in %s: %v (a symlink on the way is not followed)", path, name, at, err).Because(err)
+		if err == nil {
+			if next, e = unix.Openat(fd, name, how|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0); e != nil {
+				err = wire.Errorf(wire.Config, "config", "cannot open %s: %s in %s: %v (a symlink on the way is not followed)", path, name, at, e).Because(e)
+			}
+		}
+		if unix.Close(fd); err != nil {
+			return -1, false, err
 		}
 		fd = next
 	}
@@ -63,11 +61,11 @@ func Load(path string, v any) error {
 	f := os.NewFile(uintptr(fd), path)
 	defer f.Close()
 	st, err := RootOwned(fd, path)
+	if err == nil && (st.Mode&unix.S_IFMT != unix.S_IFREG || st.Nlink != 1 || st.Size > 1<<20) {
+		err = wire.Errorf(wire.Config, "config", "cannot trust %s: it must be a regular file of at most %d bytes with link count 1", path, 1<<20)
+	}
 	if err != nil {
 		return err
-	}
-	if st.Mode&unix.S_IFMT != unix.S_IFREG || st.Nlink != 1 || st.Size > 1<<20 {
-		return wire.Errorf(wire.Config, "config", "cannot trust %s: it must be a regular file of at most %d bytes with link count 1", path, 1<<20)
 	}
 	data, err := io.ReadAll(io.LimitReader(f, 1<<20))
 	if err != nil {

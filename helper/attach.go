@@ -4,7 +4,6 @@ import (
 	"cmp"
 	"path"
 	"slices"
-	"strconv"
 
 	"golang.org/x/sys/unix"
 
@@ -27,7 +26,7 @@ func (s *session) attach(r *wire.Request) []wire.Fields {
 		list[i] = &privops.Attachment{Mount: &r.Mounts[i], Attr: s.attributes(&r.Mounts[i]), Source: s.source(&r.Mounts[i])}
 		list[i].Clone(target)
 	}
-	defer s.held(s.ledger.LockEntry(s.caller.uid, r.Owner, r.Container)).Unlock() // until all is done or undone
+	defer s.held(s.ledger.LockEntry(s.whose(r))).Unlock() // until all is done or undone
 	defer must(s.ledger.LockNS(target.NS.ID)).Unlock()
 	record := must(s.ledger.ReadNS(target.NS.ID))
 	record.Inode = target.NS.Inode
@@ -42,9 +41,9 @@ func (s *session) attach(r *wire.Request) []wire.Fields {
 	var blocks []wire.Fields
 	for _, a := range list {
 		a.Release()
-		b := wire.Pairs("mount", a.Mount.Path, "target", a.Point.Path(), "id", strconv.FormatUint(a.ID, 10), "locked", map[bool]string{true: "1", false: "0"}[a.Locked])
-		if n := a.Point.Missing(); n > 0 {
-			b = append(b, wire.Pairs("created", strconv.Itoa(n))...)
+		b := wire.Pairs("mount", a.Mount.Path, "target", a.Point.Path(), "id", a.ID, "locked", a.Locked)
+		if n := a.Point.Record().Made; n > 0 {
+			b = append(b, wire.Pairs("created", n)...)
 		}
 		blocks = append(blocks, b)
 	}
@@ -55,8 +54,8 @@ func (s *session) attach(r *wire.Request) []wire.Fields {
 func (s *session) commit(r *wire.Request, target *namespace.Target, list []*privops.Attachment, record *state.LedgerRecord) {
 	live := len(record.Mounts)
 	for _, a := range list {
-		m := state.LedgerMount{UID: s.caller.uid, Owner: r.Owner, Container: r.Container, PID: r.PID, Target: parse(a.Mount.Path).String(), Source: path.Join(a.Source.Path, a.Mount.Subpath), Mode: a.Mount.Mode,
-			ID: a.ID, Path: a.Point.Path(), Prefix: a.Point.Prefix(), Root: a.Point.Root(), Base: a.Point.Base, Made: a.Point.Missing(), RootUID: target.UID, RootGID: target.GID}
+		m := state.LedgerMount{Whose: s.whose(r), Recorded: a.Point.Record(), PID: r.PID, Source: path.Join(a.Source.Path, a.Mount.Subpath), Mode: a.Mount.Mode}
+		m.ID, m.Target = a.ID, parse(a.Mount.Path).String()
 		if m.Target[0] != '/' {
 			m.HostPath = path.Join(r.Directory, a.Point.InSandbox())
 		} else if r.Rootfs != "" {
@@ -80,29 +79,34 @@ func (s *session) commit(r *wire.Request, target *namespace.Target, list []*priv
 			}
 		}
 		s.ledger.WriteNS(record) // where the disk is full the record keeps naming mounts of which the kernel knows better
-		s.ledger.Leave(s.caller.uid, r.Owner, r.Container, record)
+		s.ledger.Leave(s.whose(r), record)
 	}()
-	namespace.Pass(s.ledger.Enter(s.caller.uid, r.Owner, r.Container, target.NS.ID))
+	namespace.Pass(s.ledger.Enter(s.whose(r), target.NS.ID))
 	namespace.Pass(s.ledger.WriteNS(record))
 	target.NS.Enter() // 11
 	for ; done < len(list); done++ {
-		missing, m := list[done].Point.Missing(), &record.Mounts[live+done]
+		m := &record.Mounts[live+done]
 		list[done].Point.Make(func(folder string) { namespace.Pass(s.ledger.Own(folder, target.NS.ID)) })
 		namespace.Pass(s.ledger.Share(list[done].Point.ID(), target.NS.ID))
 		list[done].Attach(s.config.Targets.AllowSharedPropagation)
-		if n := list[done].Point.Missing(); n < missing { // the container made the rest itself meanwhile: that is not ours to remove
-			m.Made, m.Base = n, list[done].Point.Base
+		if now := list[done].Point.Record(); now.Made < m.Made { // the container made the rest itself meanwhile: that is not ours to remove
+			m.Made, m.Base = now.Made, now.Base
 			defer s.ledger.WriteNS(record)
 		}
 	}
 }
 
+// whose is the container that a request is about.
+func (s *session) whose(r *wire.Request) state.Whose {
+	return state.Whose{UID: s.caller.uid, Owner: r.Owner, Container: r.Container}
+}
+
 // refuseElsewhere refuses a container id that has live mounts in another namespace: an id is one container's.
 func (s *session) refuseElsewhere(r *wire.Request, ns uint64) {
-	other, _, err := s.ledger.Find(s.caller.uid, r.Owner, r.Container) // 0, of which there is no record, if it has no entry
+	other, _, err := s.ledger.Find(s.whose(r)) // 0, of which there is no record, if it has no entry
 	namespace.Pass(err)
 	for _, m := range must(s.ledger.ReadNS(other)).Mounts {
-		namespace.Hint("detach those first").DieIf(other != ns && m.IsOf(s.caller.uid, r.Owner, r.Container) && namespace.Mounted(m.ID, other), wire.Conflict, "ledger", "cannot attach to the container %s in pid %d: it has volumes in another mount namespace, of pid %d", r.Container, r.PID, m.PID)
+		namespace.Hint("detach those first").DieIf(other != ns && m.Whose == s.whose(r) && namespace.Mounted(m.ID, other), wire.Conflict, "ledger", "cannot attach to the container %s in pid %d: it has volumes in another mount namespace, of pid %d", r.Container, r.PID, m.PID)
 	}
 }
 

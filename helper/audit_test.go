@@ -122,7 +122,7 @@ func TestEveryDecisionIsOneLine(t *testing.T) {
 		s, lines := newSession(t)
 		s.audit.ns.Store(77)
 		r := &wire.Request{Op: wire.OpAttach, Owner: x, Container: x, Name: x, PID: 7}
-		s.audit.intent(r, []state.LedgerMount{{Prefix: x, Path: x, Source: x, Mode: "rw", ID: 1 << 40}, {Path: "/b", Source: "/v", Mode: "ro", ID: 8}})
+		s.audit.intent(r, []state.LedgerMount{{Recorded: wire.Recorded{Prefix: x, Path: x, ID: 1 << 40}, Source: x, Mode: "rw"}, {Recorded: wire.Recorded{Path: "/b", ID: 8}, Source: "/v", Mode: "ro"}})
 		s.audit.outcome(r, []wire.Fields{wire.Pairs("mount", x, "target", x, "id", "8")}, nil)
 		s.audit.outcome(r, nil, wire.Errorf(wire.Denied, x, "cannot serve %s", x))
 		s.audit.outcome(r, nil, errors.New(x))

@@ -21,45 +21,46 @@ import (
 
 // detach works from the ledger alone: what is not in it, or is another uid's, owner's or container's, is not touched (T27). Root may detach what others attached.
 func (s *session) detach(r *wire.Request) []wire.Fields {
-	uid := s.attacher(r)
-	defer s.held(s.ledger.LockEntry(uid, r.Owner, r.Container)).Unlock() // an attach under way is finished or not begun
-	ns, found, err := s.ledger.Find(uid, r.Owner, r.Container)
+	whose := s.attached(r)
+	defer s.held(s.ledger.LockEntry(whose)).Unlock() // an attach under way is finished or not begun
+	ns, found, err := s.ledger.Find(whose)
 	if namespace.Pass(err); !found && len(r.Mounts) == 0 {
 		return nil
 	}
 	s.audit.ns.Store(ns)
 	defer must(s.ledger.LockNS(ns)).Unlock()
 	record := must(s.ledger.ReadNS(ns))
-	mine := func(m state.LedgerMount) bool { return m.IsOf(uid, r.Owner, r.Container) }
 	var wanted []string
 	for _, m := range r.Mounts {
 		w := parse(m.Path).String()
-		there := slices.ContainsFunc(record.Mounts, func(m state.LedgerMount) bool { return mine(m) && m.Target == w })
+		there := slices.ContainsFunc(record.Mounts, func(m state.LedgerMount) bool { return m.Whose == whose && m.Target == w })
 		namespace.DieIf(!there, wire.NotFound, "ledger", "cannot detach %s of the container %s: nothing is recorded there", w, r.Container)
 		wanted = append(wanted, w)
 	}
-	which := func(m state.LedgerMount) bool { return mine(m) && (wanted == nil || slices.Contains(wanted, m.Target)) }
+	which := func(m state.LedgerMount) bool {
+		return m.Whose == whose && (wanted == nil || slices.Contains(wanted, m.Target))
+	}
 	s.audit.intent(r, slices.DeleteFunc(slices.Clone(record.Mounts), func(m state.LedgerMount) bool { return !which(m) }))
-	defer s.ledger.Leave(uid, r.Owner, r.Container, record)
+	defer s.ledger.Leave(whose, record)
 	return s.drop(record, r.Lazy, which)
 }
 
-// attacher is whose container is meant: the caller's, or, if root has none of that id, the one uid's who has. Dies of conflict if several have.
-func (s *session) attacher(r *wire.Request) uint32 {
-	uid := s.caller.uid
-	_, own, err := s.ledger.Find(uid, r.Owner, r.Container)
-	if namespace.Pass(err); own || uid != 0 {
-		return uid
+// attached is whose container is meant: the caller's, or, if root has none of that id, the one uid's who has. Dies of conflict if several have.
+func (s *session) attached(r *wire.Request) state.Whose {
+	w := s.whose(r)
+	if _, own, err := s.ledger.Find(w); err != nil || own || w.UID != 0 {
+		namespace.Pass(err)
+		return w
 	}
 	for _, id := range must(s.ledger.Namespaces()) {
 		for _, m := range must(s.ledger.ReadNS(id)).Mounts {
-			if m.IsOf(m.UID, r.Owner, r.Container) {
-				namespace.DieIf(uid != 0 && uid != m.UID, wire.Conflict, "ledger", "cannot tell which container %s is meant: uid %d has one of that id, and uid %d", r.Container, uid, m.UID)
-				uid = m.UID
+			if m.Owner == w.Owner && m.Container == w.Container {
+				namespace.DieIf(w.UID != 0 && w.UID != m.UID, wire.Conflict, "ledger", "cannot tell which container %s is meant: uid %d has one of that id, and uid %d", r.Container, w.UID, m.UID)
+				w = m.Whose
 			}
 		}
 	}
-	return uid
+	return w
 }
 
 // removal is the ledger's, for what was made for m: it leaves alone what the host has mounted something on, which the kernel would take away too.
@@ -70,17 +71,17 @@ func (s *session) removal(ns uint64, m *state.LedgerMount) privops.Removal {
 		if m.HostPath != "" && privops.MountsIn(^uint64(0), s.host.NS.ID, at.String()+"/") > 0 {
 			return fs.ErrExist
 		}
-		return s.ledger.Removal(ns)(folder, remove)
+		return s.ledger.Disown(folder, ns, remove)
 	}
 }
 
 // drop detaches the mounts of a record that which names, the last attached first, and takes those that are gone from the record, also when a later one fails. The caller holds the record's lock. A record
 // that cannot be written (a full disk) is no failure: it then names a mount that the kernel says is not there.
 func (s *session) drop(record *state.LedgerRecord, lazy bool, which func(state.LedgerMount) bool) (gone []wire.Fields) {
-	going, keep := []*privops.Recorded(nil), []uint64(nil)
+	going, keep := []*wire.Recorded(nil), []uint64(nil)
 	for _, m := range record.Mounts {
 		if which(m) {
-			going = append(going, recorded(&m))
+			going = append(going, &m.Recorded)
 		} else {
 			keep = append(keep, m.ID)
 		}
@@ -100,7 +101,7 @@ func (s *session) drop(record *state.LedgerRecord, lazy bool, which func(state.L
 			continue
 		}
 		if alive {
-			recorded(&m).Detach(s.host, lazy, s.removal(record.NS, &m))
+			privops.Detach(s.host, &m.Recorded, lazy, s.removal(record.NS, &m))
 		} else if m.HostPath != "" && m.Made > 0 {
 			s.unmakeOnHost(&m, s.removal(record.NS, &m))
 		}
@@ -108,7 +109,7 @@ func (s *session) drop(record *state.LedgerRecord, lazy bool, which func(state.L
 		for j := range record.Mounts {
 			record.Mounts[j].Inherit(&m)
 		}
-		gone = append(gone, wire.Pairs("mount", m.Target, "owner", m.Owner, "container", m.Container, "id", strconv.FormatUint(m.ID, 10)))
+		gone = append(gone, wire.Pairs("mount", m.Target, "owner", m.Owner, "container", m.Container, "id", m.ID))
 	}
 	return gone
 }
@@ -122,16 +123,14 @@ func (s *session) unmakeOnHost(m *state.LedgerMount, removal privops.Removal) {
 			continue
 		}
 		fd, _, err := conf.OpenTrusted(root.String(), unix.O_PATH|unix.O_DIRECTORY)
-		privops.Sure(errors.Unwrap(err), at.Components) // a root that is gone or not to be trusted is no place of ours any more
+		privops.Sure(errors.Unwrap(err), m.HostPath) // a root that is gone or not to be trusted is no place of ours any more
 		if err == nil {
-			privops.RemoveMade(fd, at.Components[len(root.Components):], m.Made, m.Base, m.RootUID, m.RootGID, removal)
+			seen := m.Recorded
+			seen.Path = "/" + strings.Join(at.Components[len(root.Components):], "/")
+			privops.RemoveMade(fd, &seen, removal)
 			unix.Close(fd)
 		}
 	}
-}
-
-func recorded(m *state.LedgerMount) *privops.Recorded {
-	return &privops.Recorded{ID: m.ID, Target: m.Target, Names: parse(m.Path).Components, Prefix: parse(m.Prefix).Components, Root: m.Root, Base: m.Base, Made: m.Made, UID: m.RootUID, GID: m.RootGID}
 }
 
 // sweep brings the ledger to agree with the kernel for one owner of the caller's: mounts that are not there, half-made or ended with their namespace, are dropped and what was made for them is removed;
@@ -145,7 +144,7 @@ func (s *session) sweep(r *wire.Request) (gone []wire.Fields) {
 			defer must(s.ledger.Lock(ctx, state.Key(strconv.FormatUint(id, 10)))).Unlock()
 			record, err := s.ledger.ReadNS(id)
 			if err != nil && wire.AsError(err).Code == wire.StateCorrupt {
-				gone = append(gone, wire.Pairs("mount", must(s.ledger.MoveAside(strconv.FormatUint(id, 10))), "corrupt", "1"))
+				gone = append(gone, wire.Pairs("mount", must(s.ledger.MoveAside(strconv.FormatUint(id, 10))), "corrupt", true))
 			} else if namespace.Pass(err); len(record.Mounts) == 0 { // of an earlier boot
 				s.ledger.WriteNS(record)
 			} else {
@@ -163,7 +162,7 @@ func (s *session) sweep(r *wire.Request) (gone []wire.Fields) {
 
 // query tells what the caller attached: of one container with the sizes of the filesystems and who uses them, or of all of an owner's without. It waits for no lock: a record is the old or the new one.
 func (s *session) query(r *wire.Request) (blocks []wire.Fields) {
-	ns, _, err := s.ledger.Find(s.caller.uid, r.Owner, r.Container)
+	ns, _, err := s.ledger.Find(s.whose(r))
 	ids := []uint64{ns} // 0, of which there is no record, if nothing is attached to it
 	if namespace.Pass(err); r.Container == "" {
 		ids = must(s.ledger.Namespaces())
@@ -178,8 +177,7 @@ func (s *session) query(r *wire.Request) (blocks []wire.Fields) {
 				continue
 			}
 			mount, err := namespace.StatMount(m.ID, id)
-			b := wire.Pairs("mount", m.Target, "owner", m.Owner, "container", m.Container, "pid", strconv.Itoa(m.PID), "ns", strconv.FormatUint(id, 10), "id", strconv.FormatUint(m.ID, 10),
-				"target", m.Path, "source", m.Source, "mode", m.Mode, "alive", map[bool]string{true: "1", false: "0"}[err == nil])
+			b := wire.Pairs("mount", m.Target, "owner", m.Owner, "container", m.Container, "pid", m.PID, "ns", id, "id", m.ID, "target", m.Path, "source", m.Source, "mode", m.Mode, "alive", err == nil)
 			if err == nil && r.Container != "" {
 				b = append(b, s.usage(record, mount)...)
 			}
@@ -196,9 +194,8 @@ func (s *session) usage(record *state.LedgerRecord, m namespace.Mount) (f wire.F
 		return nil
 	}
 	defer unix.Close(ns.FD)
-	n := func(blocks uint64, size int64) string { return strconv.FormatUint(blocks*uint64(size), 10) }
 	if fs, err := privops.Statfs(ns, m); err == nil {
-		f = wire.Pairs("bytes", n(fs.Blocks, fs.Bsize), "bytes_free", n(fs.Bavail, fs.Bsize), "inodes", n(fs.Files, 1), "inodes_free", n(fs.Ffree, 1))
+		f = wire.Pairs("bytes", fs.Blocks*uint64(fs.Bsize), "bytes_free", fs.Bavail*uint64(fs.Bsize), "inodes", fs.Files, "inodes_free", fs.Ffree)
 	}
 	return append(f, wire.Pairs("holders", strings.Join(s.host.Holders(ns, m), "\n"))...)
 }

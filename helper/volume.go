@@ -38,12 +38,11 @@ func (s *session) volume(r *wire.Request) (blocks []wire.Fields) {
 	created := r.Op == wire.OpCreateVolume && v.Create(r.Name, *cmp.Or(r.Mode, new(uint32(0o755))), *cmp.Or(r.UID, new(uint32)), *cmp.Or(r.GID, new(uint32)))
 	vol, ok := v.Get(r.Name)
 	namespace.DieIf(!ok, wire.VolumeNotFound, "volume", "cannot find the local volume %s", r.Name)
-	return []wire.Fields{append(describe(vol), wire.Pairs("created", map[bool]string{true: "1", false: "0"}[created])...)}
+	return []wire.Fields{append(describe(vol), wire.Pairs("created", created)...)}
 }
 
 func describe(v privops.Volume) wire.Fields {
-	n := func(n uint32, base int) string { return strconv.FormatUint(uint64(n), base) }
-	return wire.Pairs("mount", v.Path, "name", v.Name, "mode", n(v.Mode, 8), "uid", n(v.UID, 10), "gid", n(v.GID, 10), "time", strconv.FormatInt(v.Born, 10))
+	return wire.Pairs("mount", v.Path, "name", v.Name, "mode", strconv.FormatUint(uint64(v.Mode), 8), "uid", v.UID, "gid", v.GID, "time", v.Born)
 }
 
 // keep keeps a local volume from being removed (unix.F_RDLCK), until the attach is on record, or from being attached (F_WRLCK), by somebody else. Whoever comes second is not kept waiting: busy.

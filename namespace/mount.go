@@ -72,10 +72,10 @@ func Mounted(id, nsID uint64) bool {
 // listed is what the kernel lists into, as scratch is.
 var listed [MaxMounts]uint64
 
-// ListMounts returns the unique ids of at most max mounts (at most MaxMounts) below the mount id, at any depth, that come after the id last, in the namespace with this id; 0 is the calling thread's.
-func ListMounts(id, last, nsID uint64, max int) ([]uint64, error) {
+// ListMounts returns the unique ids of at most MaxMounts mounts below the mount id, at any depth, that come after the id last, in the namespace with this id; 0 is the calling thread's.
+func ListMounts(id, last, nsID uint64) ([]uint64, error) {
 	req := mntIDReq{size: uint32(unsafe.Sizeof(mntIDReq{})), mntID: id, param: last, nsID: nsID}
-	n, _, e := unix.Syscall6(unix.SYS_LISTMOUNT, uintptr(unsafe.Pointer(&req)), uintptr(unsafe.Pointer(&listed)), uintptr(min(max, MaxMounts)), 0, 0, 0)
+	n, _, e := unix.Syscall6(unix.SYS_LISTMOUNT, uintptr(unsafe.Pointer(&req)), uintptr(unsafe.Pointer(&listed)), MaxMounts, 0, 0, 0)
 	if e != 0 {
 		return nil, e
 	}

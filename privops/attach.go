@@ -122,9 +122,9 @@ func (a *Attachment) stage(top int, name string) {
 func (a *Attachment) judgeMounts() {
 	id, _, err := namespace.MountOf(a.tree)
 	namespace.Check(err, wire.System, "stage", "cannot examine %s", a.Source.Path)
-	below, err := namespace.ListMounts(id, 0, 0, namespace.MaxMounts)
+	below, err := namespace.ListMounts(id, 0, 0)
 	a.Source.forbid(a.Source.mounts >= 0 && a.Source.mounts != len(below), "", "of the %d mounts in it %d could be cloned (one may be unbindable), so that what the others cover would show", a.Source.mounts, len(below))
-	a.Source.forbid(err != nil || len(below) == namespace.MaxMounts, "", "the mounts in it cannot be listed, or are %d or more", namespace.MaxMounts)
+	a.Source.forbid(err != nil || len(below) == namespace.MaxMounts, "", "the mounts in it cannot be listed, or are %d or more")
 	for _, sub := range below {
 		m, err := namespace.StatMount(sub, 0)
 		namespace.Check(err, wire.System, "stage", "cannot examine a mount in %s", a.Source.Path)

@@ -13,71 +13,61 @@ import (
 	"github.com/bindgate/bindgate/wire"
 )
 
-// A Recorded mount is what the ledger knows of an attachment, enough to find that very mount again and to remove what was made for it.
-type Recorded struct {
-	ID            uint64   // unique id
-	Target        string   // container_path, for messages
-	Names, Prefix []string // resolved path, from the root that the container had then; path of that root in the namespace, before the pivot
-	Root, Base    string   // which directory that root was, and the deepest of Names that was there before, as RootID says
-	Made          int      // how many of the last names were to be made
-	UID, GID      int      // file system ids of the container's root
-}
-
-func (r *Recorded) busy(cond bool, format string, args ...any) {
+func busy(r *wire.Recorded, cond bool, format string, args ...any) {
 	namespace.Hint("end what uses it, or detach with --lazy").DieIf(cond, wire.Busy, "detach", "cannot detach %s: "+format, append([]any{r.Target}, args...)...)
 }
 
 // Unused checks that nobody uses the mounts of list in the namespace that the calling thread has entered: that no mount of keep, which are others' attachments, lies on or below them, and unless lazy that
 // the container mounted nothing there but what is in list too, and that no process has anything open there. Dies of busy.
-func Unused(h *namespace.Host, ns namespace.NS, list []*Recorded, keep []uint64, lazy bool) {
+func Unused(h *namespace.Host, ns namespace.NS, list []*wire.Recorded, keep []uint64, lazy bool) {
 	for _, r := range list {
 		m, err := namespace.StatMount(r.ID, 0)
 		if err == unix.ENOENT {
 			continue
 		}
-		below, e := namespace.ListMounts(m.ID, 0, 0, namespace.MaxMounts)
+		below, e := namespace.ListMounts(m.ID, 0, 0)
 		foreign := func(id uint64) bool {
-			return slices.Contains(keep, id) || !lazy && !slices.ContainsFunc(list, func(o *Recorded) bool { return o.ID == id })
+			return slices.Contains(keep, id) || !lazy && !slices.ContainsFunc(list, func(o *wire.Recorded) bool { return o.ID == id })
 		}
-		r.busy(err != nil || e != nil || len(below) == namespace.MaxMounts || slices.ContainsFunc(below, foreign), "something else is mounted on it or below it")
+		busy(r, err != nil || e != nil || len(below) == namespace.MaxMounts || slices.ContainsFunc(below, foreign), "something else is mounted on it or below it")
 		if !lazy {
 			holders := h.Holders(ns, m)
-			r.busy(len(holders) > 0, "it is in use by %s", strings.Join(holders, ", "))
+			busy(r, len(holders) > 0, "it is in use by %s", strings.Join(holders, ", "))
 		}
 	}
 }
 
 // Detach unmounts a recorded mount in the namespace that the calling thread has entered, and removes what was made for it. Only the mount with the recorded id goes (T27). If the container mounted
 // something over it, it dies of busy; lazy takes what was mounted on it along. One that is not there any more is nobody's error.
-func (r *Recorded) Detach(h *namespace.Host, lazy bool, removal Removal) {
+func Detach(h *namespace.Host, r *wire.Recorded, lazy bool, removal Removal) {
 	m, err := namespace.StatMount(r.ID, 0)
 	if err == unix.ENOENT { // never came to be, or the container unmounted it itself
-		r.unmake("", removal)
+		unmake(r, "", removal)
 		return
 	}
 	namespace.Check(err, wire.Busy, "detach", "cannot find the mount at %s", r.Target)
 	for id := uint64(0); id != r.ID; {
 		fd, err := openPoint(m.Point, true)
-		r.busy(err != nil, "the container covered or moved it (it was at %s): %v", m.Point, err)
+		busy(r, err != nil, "the container covered or moved it (it was at %s): %v", m.Point, err)
 		id, _, err = namespace.MountOf(fd)
-		r.busy(err != nil || id != r.ID && !(lazy && liesOn(id, r.ID)), "the container mounted something over it (at %s)", m.Point)
+		busy(r, err != nil || id != r.ID && !(lazy && liesOn(id, r.ID)), "the container mounted something over it (at %s)", m.Point)
 		namespace.Check(unmount(h, fd), wire.System, "detach", "cannot unmount %s", r.Target)
 		unix.Close(fd)
 	}
-	r.unmake(m.Point, removal)
+	unmake(r, m.Point, removal)
 }
 
 // unmake removes what was made for the mount, in the directory that was the container's root, wherever that is now: the namespace's root, or before the pivot the rootfs. A mount that was moved elsewhere
 // before it went, last seen at point, leaves its place to the container.
-func (r *Recorded) unmake(point string, removal Removal) {
-	for _, prefix := range [][]string{nil, r.Prefix} {
-		full := absolute(slices.Concat(prefix, r.Names)).String()
-		root, err := openPoint(absolute(prefix).String(), false)
+func unmake(r *wire.Recorded, point string, removal Removal) {
+	for _, prefix := range []string{"", r.Prefix} {
+		full := prefix + r.Path
+		root, err := openPoint(cmp.Or(prefix, "/"), false)
 		if err == nil && RootID(root) == r.Root && (point == "" || point == full) {
-			RemoveMade(root, r.Names, r.Made, r.Base, r.UID, r.GID, removal)
+			RemoveMade(root, r, removal)
 		}
 		unix.Close(root)
-		Sure(err, r.Names)
+		Sure(err, r.Path)
 	}
 }
 
@@ -95,7 +85,7 @@ func openPoint(point string, fuse bool) (int, error) {
 		return -1, cmp.Or(err, error(unix.ENOENT))
 	}
 	defer unix.Close(root)
-	return Open(root, strings.FieldsFunc(point, func(r rune) bool { return r == '/' }), 0, fuse)
+	return Open(root, components(point), 0, fuse)
 }
 
 // liesOn reports whether the mount id was mounted on the mount base, directly or not: then it goes along with base anyway.

@@ -95,11 +95,11 @@ func (p *Place) UseSandbox(host int, path wire.Path) {
 
 // A Mountpoint is a place in a container, resolved once: what exists of it is a descriptor, what does not are names without a slash.
 type Mountpoint struct {
-	Base          string // RootID of the deepest directory that was there, or that somebody else made
 	place         *Place
 	fd            int      // the mountpoint, or while names are missing the deepest directory that exists
 	names         []string // its resolved path from the root of the place
 	missing, made int      // how many of the last of names are ours to make; how many of those are made by now
+	base          string   // RootID of the deepest directory that was there, or that somebody else made
 
 	dir   bool // it is to be a directory, or else a file
 	inVol bool // it lies in another volume of the same request
@@ -108,24 +108,19 @@ type Mountpoint struct {
 // Path returns the resolved path as a process of the container sees it.
 func (m *Mountpoint) Path() string { return absolute(m.names).String() }
 
-// Prefix returns the path of the root that Path begins at in the target's namespace: "" but before the pivot.
-func (m *Mountpoint) Prefix() string {
-	return strings.TrimSuffix(absolute(m.place.prefix.Components).String(), "/")
-}
-
-// Root returns the RootID of the root that Path begins at.
-func (m *Mountpoint) Root() string { return RootID(m.place.root) }
-
 // ID returns the RootID of the mountpoint.
 func (m *Mountpoint) ID() string { return RootID(m.fd) }
+
+// Record returns what the ledger keeps of the mountpoint. Made are those of the last components that were missing when it was resolved, and once they are made those that nobody else had made meanwhile.
+func (m *Mountpoint) Record() wire.Recorded {
+	prefix := strings.TrimSuffix(absolute(m.place.prefix.Components).String(), "/")
+	return wire.Recorded{Path: m.Path(), Prefix: prefix, Root: RootID(m.place.root), Base: m.base, Made: m.missing, RootUID: m.place.target.UID, RootGID: m.place.target.GID}
+}
 
 // InSandbox returns the part of the path below the sandbox directory.
 func (m *Mountpoint) InSandbox() string {
 	return strings.Join(m.names[len(m.place.sandboxPath.Components):], "/")
 }
-
-// Missing returns how many of the last components of Path are ours: those that were missing when it was resolved, and once they are made those that nobody else had made meanwhile.
-func (m *Mountpoint) Missing() int { return m.missing }
 
 // here is the part of the path that exists.
 func (m *Mountpoint) here() []string { return m.names[:len(m.names)-m.missing+m.made] }
@@ -157,7 +152,7 @@ func (p *Place) Resolve(path wire.Path, dir bool) *Mountpoint {
 	forbid(in(p.rules.DenyUnder) || slices.ContainsFunc(p.rules.Deny, exact), path, full.String()+" is in a deny list of helper.toml")
 	namespace.Hint("create it on the host, or use a relative path, which is made in the sandbox").DieIf(m.missing > 0 && p.onHost && path.Absolute, wire.TargetMissing, "target", "cannot attach at %s: it does not exist, and the container shares the host's root, where nothing is made", path)
 	forbid(m.missing > maxMissing, path, "more than "+strconv.Itoa(maxMissing)+" of its components do not exist")
-	if m.Base = RootID(m.fd); m.missing > 0 {
+	if m.base = RootID(m.fd); m.missing > 0 {
 		m.mayMake()
 	} else {
 		fits(path, st.Mode, dir)
@@ -305,7 +300,7 @@ func (m *Mountpoint) Make(made func(folder string)) {
 			}
 			atFault(absolute(m.names), at, e) // what was made is counted by now, so that it is removed again
 			if m.moveTo(next); err != nil {
-				m.Base = RootID(next)
+				m.base = RootID(next)
 			} else {
 				AsRoot(0, 0, func() { made(RootID(next)) })
 			}
@@ -330,26 +325,29 @@ func (m *Mountpoint) Check() {
 
 // Unmake removes what Make made.
 func (m *Mountpoint) Unmake(removal Removal) {
-	RemoveMade(m.place.root, m.here(), m.made, m.Base, m.place.target.UID, m.place.target.GID, removal)
+	r := m.Record()
+	r.Path, r.Made = absolute(m.here()).String(), m.made
+	RemoveMade(m.place.root, &r, removal)
 }
 
 // A Removal calls remove for a folder, named as RootID says, if that is still ours alone, and returns what it returned.
 type Removal func(folder string, remove func() error) error
 
 // Sure dies of system if an error, such as the ledger's own, leaves it open whether what was made is there: it stays on record then, to be tried again.
-func Sure(err error, names []string) {
+func Sure(err error, path string) {
 	_, ledger := errors.AsType[*wire.Error](err)
 	unknown := slices.Contains([]error{unix.EIO, unix.ENOMEM, unix.EMFILE, unix.ENFILE, unix.EBUSY}, err)
-	namespace.DieIf(ledger || unknown, wire.System, "detach", "cannot remove what was made at %s: %v", absolute(names), err)
+	namespace.DieIf(ledger || unknown, wire.System, "detach", "cannot remove what was made at %s: %v", path, err)
 }
 
-// RemoveMade removes the last n of names beneath the directory root, as the container's root user, if they are empty, the deepest first, until one is not. They must lie in the very directory base and
-// on its mount: what covers them now is not ours. No link is followed.
-func RemoveMade(root int, names []string, n int, base string, uid, gid int, removal Removal) {
-	AsRoot(uid, gid, func() {
-		first := max(0, len(names)-n) // of a record that cannot be, none is in base
+// RemoveMade removes what was made for r beneath the directory root, as the container's root user, if it is empty, the deepest first, until one is not. It must lie in the very directory r.Base and on its
+// mount: what covers it now is not ours. No link is followed.
+func RemoveMade(root int, r *wire.Recorded, removal Removal) {
+	AsRoot(r.RootUID, r.RootGID, func() {
+		names := components(r.Path)
+		first := max(0, len(names)-r.Made) // of a record that cannot be, none is in base
 		top, err := Open(root, names[:first], 0, false)
-		if err == nil && RootID(top) != base {
+		if err == nil && RootID(top) != r.Base {
 			err = unix.ESTALE
 		}
 		for i := len(names) - 1; i >= first && (err == nil || err == unix.ENOENT); i-- {
@@ -362,7 +360,7 @@ func RemoveMade(root int, names []string, n int, base string, uid, gid int, remo
 			if err == nil {
 				AsRoot(0, 0, func() {
 					err = removal(RootID(fd), func() (err error) {
-						AsRoot(uid, gid, func() { err = removeEmpty(dir, names[i]) })
+						AsRoot(r.RootUID, r.RootGID, func() { err = removeEmpty(dir, names[i]) })
 						return err
 					})
 				})
@@ -371,7 +369,7 @@ func RemoveMade(root int, names []string, n int, base string, uid, gid int, remo
 			unix.Close(dir)
 		}
 		unix.Close(top)
-		Sure(err, names)
+		Sure(err, r.Path)
 	})
 }
 
@@ -395,6 +393,10 @@ func AsRoot(uid, gid int, f func()) {
 	g, _ := unix.SetfsgidRetGid(-1)
 	namespace.DieIf(u != uid || g != gid, wire.System, "target", "cannot take on the file system ids %d:%d", uid, gid)
 	f()
+}
+
+func components(path string) []string {
+	return strings.FieldsFunc(path, func(r rune) bool { return r == '/' })
 }
 
 func absolute(names []string) wire.Path { return wire.Path{Absolute: true, Components: names} }

@@ -80,7 +80,7 @@ func MountsIn(id, ns uint64, prefix string) int {
 // countMounts counts the mounts below the mount id (^0: all, LSMT_ROOT of listmount(2)), in the namespace with the id ns (0: the calling thread's), of which is says that they are meant.
 func countMounts(id, ns uint64, is func(namespace.Mount) bool) (count int) {
 	for last, n := uint64(0), namespace.MaxMounts; n == namespace.MaxMounts; {
-		ids, err := namespace.ListMounts(id, last, ns, namespace.MaxMounts)
+		ids, err := namespace.ListMounts(id, last, ns)
 		namespace.Check(err, wire.System, "mounts", "cannot list the host's mounts")
 		n = len(ids)
 		for _, last = range ids {

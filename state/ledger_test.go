@@ -18,14 +18,15 @@ import (
 func ledger(t *testing.T, dir string) *Ledger { return &Ledger{Store: open(t, dir)} }
 
 func mount(uid uint32, owner, container, target string) LedgerMount {
-	return LedgerMount{UID: uid, Owner: owner, Container: container, PID: 4711, Target: target, Source: "/v/a b=c", Mode: "ro", ID: 1 << 33, Path: target, Prefix: "/r", HostPath: "/h", Made: 2, RootUID: 100000, RootGID: 100001}
+	return LedgerMount{Whose: Whose{uid, owner, container}, PID: 4711, Source: "/v/a b=c", Mode: "ro", HostPath: "/h",
+		Recorded: wire.Recorded{Target: target, ID: 1 << 33, Path: target, Prefix: "/r", Made: 2, RootUID: 100000, RootGID: 100001}}
 }
 
 func TestLedgerRoundTrip(t *testing.T) {
 	for name, r := range map[string]*LedgerRecord{
 		"one mount":       {NS: 1, Inode: 4026531841, Mounts: []LedgerMount{mount(0, "default", "web-1", "/data")}},
 		"many":            {NS: math.MaxUint64, Inode: math.MaxUint32, Mounts: []LedgerMount{mount(1000, "o", "a", "/a"), mount(1000, "o", "a", "/a/b"), mount(math.MaxUint32, "o:2", "b", "rel/ative")}},
-		"hostile strings": {NS: 7, Mounts: []LedgerMount{{Target: "/\n\x1b\xff", Source: "=end=\n", Path: "mount=/x", ID: math.MaxUint64}}},
+		"hostile strings": {NS: 7, Mounts: []LedgerMount{{Recorded: wire.Recorded{Target: "/\n\x1b\xff", Path: "mount=/x", ID: math.MaxUint64}, Source: "=end=\n"}}},
 		"zeros":           {NS: 7, Mounts: []LedgerMount{{}}},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -97,33 +98,33 @@ func TestLedgerRecordThatCannotBeTrusted(t *testing.T) {
 func TestIndexFindsAContainer(t *testing.T) {
 	dir := t.TempDir()
 	l := ledger(t, dir)
-	if _, ok, _ := l.Find(0, "o", "c"); ok {
+	if _, ok, _ := l.Find(Whose{0, "o", "c"}); ok {
 		t.Error("it is found before it was entered")
 	}
-	must(t, l.Enter(1000, "o", "c", math.MaxUint64))
-	must(t, l.Enter(1000, "o", "c", math.MaxUint64))
-	must(t, l.Enter(1001, "o", "c", 8))
-	if ns, ok, _ := l.Find(1000, "o", "c"); !ok || ns != math.MaxUint64 {
+	must(t, l.Enter(Whose{1000, "o", "c"}, math.MaxUint64))
+	must(t, l.Enter(Whose{1000, "o", "c"}, math.MaxUint64))
+	must(t, l.Enter(Whose{1001, "o", "c"}, 8))
+	if ns, ok, _ := l.Find(Whose{1000, "o", "c"}); !ok || ns != math.MaxUint64 {
 		t.Errorf("%d, %v", ns, ok)
 	}
-	must(t, l.Enter(1000, "o", "c", 9)) // it is another namespace's now
-	if ns, ok, _ := l.Find(1000, "o", "c"); !ok || ns != 9 {
+	must(t, l.Enter(Whose{1000, "o", "c"}, 9)) // it is another namespace's now
+	if ns, ok, _ := l.Find(Whose{1000, "o", "c"}); !ok || ns != 9 {
 		t.Errorf("%d, %v", ns, ok)
 	}
 	for _, k := range []struct {
 		uid              uint32
 		owner, container string
 	}{{0, "o", "c"}, {100, "o", "c"}, {10001, "o", "c"}, {1000, "", "c"}, {1000, "o", ""}, {1000, "o2", "c"}, {1000, "o", "c2"}, {1000, "O", "c"}} {
-		if ns, ok, _ := l.Find(k.uid, k.owner, k.container); ok {
+		if ns, ok, _ := l.Find(Whose{k.uid, k.owner, k.container}); ok {
 			t.Errorf("%v finds %d", k, ns)
 		}
 	}
-	l.Leave(1000, "o", "c", &LedgerRecord{})
-	l.Leave(1000, "o", "c", &LedgerRecord{})
-	if _, ok, _ := l.Find(1000, "o", "c"); ok {
+	l.Leave(Whose{1000, "o", "c"}, &LedgerRecord{})
+	l.Leave(Whose{1000, "o", "c"}, &LedgerRecord{})
+	if _, ok, _ := l.Find(Whose{1000, "o", "c"}); ok {
 		t.Error("it is found after it left")
 	}
-	if ns, ok, _ := l.Find(1001, "o", "c"); !ok || ns != 8 || len(names(t, dir)) != 1 {
+	if ns, ok, _ := l.Find(Whose{1001, "o", "c"}); !ok || ns != 8 || len(names(t, dir)) != 1 {
 		t.Errorf("the other uid's: %d, %v", ns, ok)
 	}
 }
@@ -138,7 +139,7 @@ func TestIndexEntriesNeverCollide(t *testing.T) {
 			for _, c := range append(parts, strings.Repeat("y", 128)) {
 				must(t, wire.CheckOwner(o))
 				must(t, wire.CheckContainer(c))
-				name, key := indexName(uid, o, c), fmt.Sprint(uid, "|", o, "|", c)
+				name, key := Whose{uid, o, c}.entry(), fmt.Sprint(uid, "|", o, "|", c)
 				if other, ok := seen[name]; ok {
 					t.Fatalf("%s and %s are both %s", key, other, name)
 				}
@@ -148,9 +149,9 @@ func TestIndexEntriesNeverCollide(t *testing.T) {
 			}
 		}
 	}
-	must(t, l.Enter(math.MaxUint32, strings.Repeat("o", 32), strings.Repeat("c", 128), 7)) // the longest there is
+	must(t, l.Enter(Whose{math.MaxUint32, strings.Repeat("o", 32), strings.Repeat("c", 128)}, 7)) // the longest there is
 	must(t, l.WriteNS(&LedgerRecord{NS: 7, Mounts: []LedgerMount{mount(0, "o", "7", "/a")}}))
-	must(t, l.Enter(0, "o", "7", 5))
+	must(t, l.Enter(Whose{0, "o", "7"}, 5))
 	if r, err := l.ReadNS(7); err != nil || len(r.Mounts) != 1 {
 		t.Errorf("a container called 7 is no namespace: %+v, %v", r, err)
 	}
@@ -159,20 +160,20 @@ func TestIndexEntriesNeverCollide(t *testing.T) {
 func TestIndexEntryThatIsNoneFindsNothing(t *testing.T) {
 	dir := t.TempDir()
 	l := ledger(t, dir)
-	name := dir + "/" + indexName(1, "o", "c")
+	name := dir + "/" + Whose{1, "o", "c"}.entry()
 	for _, text := range []string{"x", "-1", "../7", "7.rec", "18446744073709551616", " 7"} {
 		must(t, os.Symlink(text, name))
-		if ns, ok, _ := l.Find(1, "o", "c"); ok {
+		if ns, ok, _ := l.Find(Whose{1, "o", "c"}); ok {
 			t.Errorf("%q is taken as %d", text, ns)
 		}
-		must(t, l.Enter(1, "o", "c", 7)) // and can be replaced
-		if ns, ok, _ := l.Find(1, "o", "c"); !ok || ns != 7 {
+		must(t, l.Enter(Whose{1, "o", "c"}, 7)) // and can be replaced
+		if ns, ok, _ := l.Find(Whose{1, "o", "c"}); !ok || ns != 7 {
 			t.Errorf("%d, %v", ns, ok)
 		}
 		must(t, os.Remove(name))
 	}
 	must(t, os.WriteFile(name, []byte("7"), 0o600))
-	if ns, ok, _ := l.Find(1, "o", "c"); ok {
+	if ns, ok, _ := l.Find(Whose{1, "o", "c"}); ok {
 		t.Errorf("a file is taken as %d", ns)
 	}
 }
@@ -180,11 +181,11 @@ func TestIndexEntryThatIsNoneFindsNothing(t *testing.T) {
 func TestSweepIndexKeepsWhatHasARecord(t *testing.T) {
 	dir := t.TempDir()
 	l := ledger(t, dir)
-	must(t, l.Enter(1, "o", "alive", 7))
-	must(t, l.Enter(2, "o", "alive-too", 7))
-	must(t, l.Enter(1, "o", "gone", 8))
-	must(t, l.Enter(1, "o", "a.rec", 9))
-	must(t, l.Enter(1, "o", "unmounted", 7))
+	must(t, l.Enter(Whose{1, "o", "alive"}, 7))
+	must(t, l.Enter(Whose{2, "o", "alive-too"}, 7))
+	must(t, l.Enter(Whose{1, "o", "gone"}, 8))
+	must(t, l.Enter(Whose{1, "o", "a.rec"}, 9))
+	must(t, l.Enter(Whose{1, "o", "unmounted"}, 7))
 	must(t, l.WriteNS(&LedgerRecord{NS: 7, Mounts: []LedgerMount{mount(1, "o", "alive", "/a"), mount(2, "o", "alive-too", "/b")}}))
 	alive, half := mount(1, "o", "alive", "/a"), mount(1, "o", "half", "/h")
 	half.ID = alive.ID + 1
@@ -201,11 +202,11 @@ func TestSweepIndexKeepsWhatHasARecord(t *testing.T) {
 		}
 	}
 	for container, want := range map[string]bool{"alive": true, "gone": false, "a.rec": false, "unmounted": false} {
-		if _, ok, _ := l.Find(1, "o", container); ok != want {
+		if _, ok, _ := l.Find(Whose{1, "o", container}); ok != want {
 			t.Errorf("%s: %v", container, ok)
 		}
 	}
-	if _, ok, _ := l.Find(2, "o", "alive-too"); !ok {
+	if _, ok, _ := l.Find(Whose{2, "o", "alive-too"}); !ok {
 		t.Error("another uid's entry went")
 	}
 	if r, err := l.ReadNS(7); err != nil || len(r.Mounts) != 2 {
@@ -227,7 +228,7 @@ func TestFolderWhoseRemovalWasCutOffCanBeUsed(t *testing.T) {
 	lock.Unlock()
 	must(t, l.Share("1:1", 8))
 	removed := false
-	if err := l.Removal(7)("1:1", func() error { removed = true; return nil }); !errors.Is(err, fs.ErrExist) || removed {
+	if err := l.Disown("1:1", 7, func() error { removed = true; return nil }); !errors.Is(err, fs.ErrExist) || removed {
 		t.Errorf("what another namespace uses is removed: %v", err)
 	}
 }
@@ -237,18 +238,11 @@ func TestNamespacesAreOnlyNumbersInTheirOneForm(t *testing.T) {
 	for _, name := range []string{"7", "18446744073709551615", "07", "+8", "-1", "x", "refused+1000", "18446744073709551616", "7.0"} {
 		must(t, l.Write(name, nil))
 	}
-	must(t, l.Enter(1, "o", "9.rec", 9))
+	must(t, l.Enter(Whose{1, "o", "9.rec"}, 9))
 	ids, err := l.Namespaces()
 	slices.Sort(ids)
 	if err != nil || !slices.Equal(ids, []uint64{7, math.MaxUint64}) {
 		t.Errorf("%v, %v", ids, err)
-	}
-}
-
-func TestIsOfComparesAllThree(t *testing.T) {
-	m := mount(7, "o", "c", "/a")
-	if !m.IsOf(7, "o", "c") || m.IsOf(8, "o", "c") || m.IsOf(7, "o2", "c") || m.IsOf(7, "o", "c2") || m.IsOf(0, "o", "c") {
-		t.Error("a mount is one uid's, owner's and container's")
 	}
 }
 

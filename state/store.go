@@ -1,9 +1,7 @@
-// Package state keeps the records of both processes: an atomic store, locks, and the helper's ledger. The store keeps bytes; what they say is their owner's: the ledger's are in the wire's form, the
-// policy's journal is JSON.
+// Package state keeps the records of both processes: an atomic store, locks, and the helper's ledger. The store keeps bytes; the ledger's are in the wire's form, the policy's journal is JSON.
 //
 // A record is a file that begins with one line: the schema, the boot, the size and a checksum of all of it. A record is the old one or the new one, never a part of either: it is written to a temporary
-// file in the same folder, synced and renamed over the old one. What cannot be trusted (torn, empty, flipped, too long, of a newer schema, not ours) is corrupt: it is never used, never fatal to others,
-// and can be moved aside.
+// file in the same folder, synced and renamed over the old one. What cannot be trusted (torn, empty, flipped, too long, of a newer schema, not ours) is never used, never fatal to others, and can be moved aside.
 package state
 
 import (
@@ -29,21 +27,18 @@ import (
 )
 
 const (
-	Schema    = 1        // version of the record's form
-	MaxRecord = 16 << 20 // bytes; a longer file is corrupt
-
-	// ext ends the name of every record's file. It is no digit, so that a temporary file, which is named after the record with a random number behind it, tells whose it is.
-	ext        = ".rec"
+	Schema     = 1         // version of the record's form
+	MaxRecord  = 16 << 20  // bytes; a longer file is corrupt
+	ext        = ".rec"    // of every record's file. It ends in no digit, so a temporary file, which is named after the record with a random number behind it, tells whose it is
 	corruptDir = "corrupt" // where records are moved that cannot be trusted
 )
 
 // A Store is a folder of records. Everything in it is done relative to the folder's descriptor, following no symlink out of it.
 type Store struct {
-	root    *os.Root
-	dir     string // for messages
-	boot    string
-	uid     uint32 // whose every record must be
-	durable bool
+	root      *os.Root
+	dir, boot string
+	uid       uint32 // whose every record must be
+	durable   bool
 }
 
 // Open opens the folder of a store, which must exist. boot is the boot_id that is written into records. A durable store survives the loss of power: after each change the folder is synced too, which
@@ -66,10 +61,11 @@ type Record struct {
 }
 
 func encode(boot string, payload []byte) []byte {
-	head := fmt.Sprintf("bindgate-record schema=%d boot=%s size=%d ", Schema, boot, len(payload))
+	head := fmt.Appendf(nil, "bindgate-record schema=%d boot=%s size=%d ", Schema, boot, len(payload))
 	sum := fnv.New64a() // finds every change of one byte; the tables of a CRC would cost more than all the rest of a write
-	sum.Write(append([]byte(head), payload...))
-	return append(fmt.Appendf(nil, "%sfnv1a=%016x\n", head, sum.Sum64()), payload...)
+	sum.Write(head)
+	sum.Write(payload)
+	return append(fmt.Appendf(head, "fnv1a=%016x\n", sum.Sum64()), payload...)
 }
 
 func decode(data []byte) (Record, error) {
@@ -88,29 +84,26 @@ func decode(data []byte) (Record, error) {
 
 // Read returns the record name. Errors: not_found, which matches fs.ErrNotExist; state_corrupt for one that cannot be trusted; system.
 func (s *Store) Read(name string) (Record, error) {
-	f, err := (*os.File)(nil), error(syscall.ELOOP)
-	info, e := s.root.Lstat(name + ext)
-	if e != nil || info.Mode().IsRegular() && info.Sys().(*syscall.Stat_t).Uid == s.uid { // os.Root follows links that stay within it; another's, or a socket, may not open
+	var f *os.File
+	ours := func(i fs.FileInfo) bool { return i.Mode().IsRegular() && i.Sys().(*syscall.Stat_t).Uid == s.uid }
+	info, err := s.root.Lstat(name + ext)
+	if err == nil && ours(info) { // os.Root follows links that stay within it; another's, or a socket, may not open
 		if f, err = s.root.OpenFile(name+ext, os.O_RDONLY|syscall.O_NONBLOCK, 0); err == nil {
+			defer f.Close()
 			info, err = f.Stat()
+		}
+	}
+	r, data, why := Record{}, []byte(nil), errors.New("it is not a regular file of ours, of link count 1 and bounded size")
+	if err == nil && f != nil && ours(info) && info.Sys().(*syscall.Stat_t).Nlink <= 1 && info.Size() <= MaxRecord { // 0 links: it was replaced while it was opened
+		if data, err = io.ReadAll(io.LimitReader(f, MaxRecord+1)); err == nil {
+			r, why = decode(data)
 		}
 	}
 	if errors.Is(err, fs.ErrNotExist) {
 		return Record{}, wire.Errorf(wire.NotFound, "state", "cannot find the record %s/%s", s.dir, name).Because(fs.ErrNotExist)
-	} else if err != nil && !errors.Is(err, syscall.ELOOP) {
-		return Record{}, s.failed("open", name, err)
-	}
-	defer f.Close()
-	r, why := Record{}, errors.New("it is not a regular file of ours, of link count 1 and bounded size")
-	// A link count of 0 is that of a record that was replaced while it was opened. What was not opened is refused here again.
-	if st := info.Sys().(*syscall.Stat_t); info.Mode().IsRegular() && st.Nlink <= 1 && st.Uid == s.uid && st.Size <= MaxRecord {
-		data, err := io.ReadAll(io.LimitReader(f, MaxRecord+1))
-		if err != nil {
-			return Record{}, s.failed("read", name, err)
-		}
-		r, why = decode(data)
-	}
-	if why != nil {
+	} else if err != nil {
+		return Record{}, s.failed("read", name, err)
+	} else if why != nil {
 		return Record{}, wire.Errorf(wire.StateCorrupt, "state", "cannot trust the record %s/%s: %v", s.dir, name, why).WithHint("bindgate recover moves it aside")
 	}
 	return r, nil
@@ -133,11 +126,10 @@ func (s *Store) Write(name string, payload []byte) error {
 
 // Remove removes the record name; one that is not there is no error.
 func (s *Store) Remove(name string) error {
-	err := s.root.Remove(name + ext)
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil
+	if err := s.root.Remove(name + ext); !errors.Is(err, fs.ErrNotExist) {
+		return s.sync("remove", name, err)
 	}
-	return s.sync("remove", name, err)
+	return nil
 }
 
 // List returns the names of the records, in no order. Temporary files, folders and the lock file are not among them.
@@ -167,28 +159,26 @@ func (s *Store) SweepTemporary(key func(record string) (key uint64, mine bool)) 
 		name, ok := strings.CutSuffix(strings.TrimRight(e, "0123456789"), ext)
 		name, dot := strings.CutPrefix(name, ".")
 		if k, mine := key(name); ok && dot && mine {
-			if lock, busy := s.Lock(NoWait, k); busy == nil {
-				if e := s.root.Remove(e); e != nil && !errors.Is(e, fs.ErrNotExist) {
-					err = cmp.Or(err, s.failed("remove a temporary file of", name, e))
-				}
-				lock.Unlock()
+			lock, busy := s.Lock(NoWait, k)
+			if busy != nil {
+				continue
 			}
+			if e := s.root.Remove(e); e != nil && !errors.Is(e, fs.ErrNotExist) {
+				err = cmp.Or(err, s.failed("remove a temporary file of", name, e))
+			}
+			lock.Unlock()
 		}
 	}
 	return err
 }
 
-func (s *Store) entries() ([]string, error) {
-	var names []string
+func (s *Store) entries() (names []string, err error) {
 	d, err := s.root.Open(".")
 	if err == nil {
 		defer d.Close()
 		names, err = d.Readdirnames(-1)
 	}
-	if err != nil {
-		return nil, s.failed("list", ".", err)
-	}
-	return names, nil
+	return names, s.failed("list", ".", err)
 }
 
 // sync ends a change: if it went well, what it changed in the folder is put on disk.
@@ -200,13 +190,14 @@ func (s *Store) sync(verb, name string, err error) error {
 			d.Close()
 		}
 	}
-	if err != nil {
-		return s.failed(verb, name, err)
-	}
-	return nil
+	return s.failed(verb, name, err)
 }
 
+// failed says what err, if it is one, kept from being done.
 func (s *Store) failed(verb, name string, err error) error {
+	if err == nil {
+		return nil
+	}
 	return wire.Errorf(wire.System, "state", "cannot %s %s/%s: %v", verb, s.dir, name, plain(err)).Because(err)
 }
 
@@ -222,11 +213,9 @@ func plain(err error) error {
 // description lock (fcntl_locking(2)): it goes when its holder does, however that ends.
 const lockFile = ".lock"
 
-// A Lock is held until Unlock, or until the process ends.
-// Whoever has its open file description holds it too.
+// A Lock is held until Unlock, or until the process ends. Whoever has its open file description holds it too. The zero Lock is held by nobody.
 type Lock struct{ F *os.File }
 
-// Unlock releases the lock.
 func (l *Lock) Unlock() { l.F.Close() }
 
 // Key returns the lock key of a name. Nobody can choose a name that has the key of another's: whoever holds it would keep that one waiting.
@@ -238,7 +227,7 @@ func Key(parts ...string) uint64 {
 // NoWait has ended: a lock that is not free is not waited for.
 var NoWait, _ = context.WithDeadline(context.Background(), time.Time{})
 
-// Lock waits for the lock of key. Errors: timeout when ctx ends first, system.
+// Lock waits for the lock of key, which it holds alone. With an error (timeout when ctx ends first, or system) the Lock is the zero Lock.
 func (s *Store) Lock(ctx context.Context, key uint64) (*Lock, error) {
 	return s.LockAs(ctx, key, unix.F_WRLCK)
 }
@@ -247,7 +236,7 @@ func (s *Store) Lock(ctx context.Context, key uint64) (*Lock, error) {
 func (s *Store) LockAs(ctx context.Context, key uint64, kind int16) (*Lock, error) {
 	f, err := s.root.OpenFile(lockFile, os.O_RDWR|os.O_CREATE, 0o600)
 	if err != nil {
-		return nil, s.failed("open", lockFile, err)
+		return &Lock{}, s.failed("open", lockFile, err)
 	}
 	l := unix.Flock_t{Type: kind, Start: int64(key >> 1), Len: 1}
 	if err = unix.FcntlFlock(f.Fd(), unix.F_OFD_SETLK, &l); errors.Is(err, unix.EAGAIN) {
@@ -263,12 +252,12 @@ func (s *Store) LockAs(ctx context.Context, key uint64, kind int16) (*Lock, erro
 		case err = <-done:
 		case <-ctx.Done():
 			go func() { <-done; f.Close() }() // the descriptor must outlive the call that waits on it
-			return nil, wire.Errorf(wire.Timeout, "lock", "cannot lock a record in %s: another process is at work on it", s.dir).Because(ctx.Err())
+			return &Lock{}, wire.Errorf(wire.Timeout, "lock", "cannot lock a record in %s: another process is at work on it", s.dir).Because(ctx.Err())
 		}
 	}
 	if err != nil {
 		f.Close()
-		return nil, s.failed("lock", lockFile, err)
+		return &Lock{}, s.failed("lock", lockFile, err)
 	}
 	return &Lock{f}, nil
 }

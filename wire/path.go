@@ -6,38 +6,23 @@ import (
 	"strings"
 )
 
-// Limits of a path (limits.h: PATH_MAX counts the NUL; NAME_MAX).
-const (
-	maxPath      = 4095
-	maxComponent = 255
-)
-
 // A Path is a path taken apart: components that hold no slash and are never "", "." or "..". The zero Path is ".".
 type Path struct {
 	Absolute   bool
 	Components []string
 }
 
-// ParsePath takes a path of a job or request apart. Repeated slashes and "." components vanish. An empty path, ".." as a component, a NUL byte, over
-// 4,095 bytes or a component over 255 bytes is invalid_request. "/" and "." have no components; whether they may be used is the caller's to say.
+// ParsePath takes a path of a job or request apart. Repeated slashes and "." components vanish. An empty path, ".." as a component, a NUL byte, over 4,095 bytes or a component over 255 bytes (PATH_MAX
+// without its NUL and NAME_MAX, limits.h) is invalid_request. "/" and "." have no components; whether they may be used is the caller's to say.
 func ParsePath(s string) (Path, error) {
-	switch {
-	case s == "":
-		return Path{}, invalid("cannot use an empty path")
-	case len(s) > maxPath:
-		return Path{}, invalid("cannot use the path %s...: over %d bytes", quote(s), maxPath)
-	case strings.IndexByte(s, 0) >= 0:
-		return Path{}, invalid("cannot use the path %s: it holds a NUL byte", quote(s))
+	if s == "" || len(s) > 4095 || strings.IndexByte(s, 0) >= 0 {
+		return Path{}, invalid("cannot use the path %s: it is empty, over 4095 bytes, or holds a NUL byte", quote(s))
 	}
 	p := Path{Absolute: s[0] == '/'}
 	for c := range strings.SplitSeq(s, "/") {
-		switch {
-		case c == "" || c == ".":
-		case c == "..":
-			return Path{}, invalid("cannot use the path %s: \"..\" is not allowed", quote(s))
-		case len(c) > maxComponent:
-			return Path{}, invalid("cannot use the path %s: a component is over %d bytes", quote(s), maxComponent)
-		default:
+		if c == ".." || len(c) > 255 {
+			return Path{}, invalid("cannot use the path %s: it has \"..\" or over 255 bytes as a component", quote(s))
+		} else if c != "" && c != "." {
 			p.Components = append(p.Components, c)
 		}
 	}
@@ -69,23 +54,16 @@ func ParsePaths(list []string) (out []Path) {
 	return out
 }
 
-const alphanumeric = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789"
-
-// CheckID checks an id: [A-Za-z0-9][A-Za-z0-9_.:-]{0,127}. The rule keeps it usable as part of a file name (T28). what names it in the error, which is invalid_request.
-func CheckID(what, s string) error { return checkName(what, s, "_.:-", 128) }
-
-// CheckContainer checks a container's id.
-func CheckContainer(s string) error { return CheckID("container", s) }
-
-// CheckOwner checks an owner: as an id, of at most 32 bytes.
-func CheckOwner(s string) error { return checkName("owner", s, "_.:-", 32) }
-
-// CheckVolumeName checks the name of a local volume: [a-zA-Z0-9][a-zA-Z0-9_.-]*, Docker's rule for its local driver but that one character is enough, of at most 248 bytes, which leaves room for a prefix in a file name.
+// CheckID checks an id: [A-Za-z0-9][A-Za-z0-9_.:-]{0,127}. The rule keeps it usable as part of a file name (T28). what names it in the error, which is invalid_request. A container's is one, an owner is
+// one of at most 32 bytes. A local volume's name is Docker's for its local driver ([a-zA-Z0-9][a-zA-Z0-9_.-]*), but that one character is enough, and at most 248 bytes leave room for a prefix in a file name.
+func CheckID(what, s string) error   { return checkName(what, s, "_.:-", 128) }
+func CheckContainer(s string) error  { return CheckID("container", s) }
+func CheckOwner(s string) error      { return checkName("owner", s, "_.:-", 32) }
 func CheckVolumeName(s string) error { return checkName("volume name", s, "_.-", 248) }
 
 func checkName(what, s, more string, max int) error {
-	if s == "" || len(s) > max || strings.Trim(s[:1], alphanumeric) != "" ||
-		strings.ContainsFunc(s, func(r rune) bool { return !strings.ContainsRune(alphanumeric+more, r) }) {
+	const alphanumeric = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789"
+	if s == "" || len(s) > max || strings.Trim(s[:1], alphanumeric) != "" || strings.Trim(s, alphanumeric+more) != "" {
 		return invalid("cannot use %s as a %s: it is 1 to %d letters, digits and %s, and begins with a letter or digit", quote(s), what, max, more)
 	}
 	return nil

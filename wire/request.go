@@ -21,17 +21,15 @@ const DefaultSandbox = "/mnt/mesos/sandbox"
 // A Request is what a caller asks of the helper. Which fields an operation takes is in the tables below; the others are zero.
 type Request struct {
 	Op               string
-	Owner, Container string // the agent that the records belong to; the container's id
-	PID              int    // the container's process, as the caller sees it
-	Start            uint64 // its start time in clock ticks (proc_pid_stat(5), field 22); 0: not given
-	Rootfs           string // host path of the root filesystem, before the container pivots
-	Directory        string // host path of the sandbox directory
-	Sandbox          string // where the container sees it; default DefaultSandbox
-	Lazy             bool   // detach although somebody uses the mount
-	Forget           bool   // for the audit log: the caller forgets the container without asking its drivers
-	Name             string // of a local volume
-	Mode             *uint32
-	UID, GID         *uint32
+	Owner, Container string  // the agent that the records belong to; the container's id
+	PID              int     // the container's process, as the caller sees it
+	Start            uint64  // its start time in clock ticks (proc_pid_stat(5), field 22); 0: not given
+	Rootfs           string  // host path of the root filesystem, before the container pivots
+	Directory        string  // host path of the sandbox directory
+	Sandbox          string  // where the container sees it; default DefaultSandbox
+	Lazy, Forget     bool    // detach although somebody uses the mount; for the audit log: the caller forgets the container without asking its drivers
+	Name             string  // of a local volume
+	Mode, UID, GID   *uint32 // its own
 	Mounts           []Mount
 }
 
@@ -40,6 +38,16 @@ type Mount struct {
 	Path, Source, Subpath string // container_path as the job says it; absolute host path; relative, beneath Source
 	Mode                  string // ModeRO or ModeRW
 	NoExec, IDMap         bool
+}
+
+// A Recorded mount is what the ledger keeps of an attachment: enough to find that very mount again, and to remove what was made for it.
+type Recorded struct {
+	ID               uint64 // STATX_MNT_ID_UNIQUE
+	Target           string // container_path, clean
+	Path, Prefix     string // resolved, from the root that the container had then; of that root in the namespace, before the pivot
+	Root, Base       string // which directory that root was, and the deepest of Path that was there before (privops.RootID)
+	Made             int    // how many of Path's last components were to be made
+	RootUID, RootGID int    // file system ids of the container's root user
 }
 
 // Which keys an operation takes: those that must be there, and those that may.
@@ -58,15 +66,10 @@ func DecodeRequest(data []byte) (*Request, error) {
 		return nil, err
 	}
 	op := m.Head.Get("op")
-	switch {
-	case len(m.Head) == 0 || m.Head[0].Key != "op":
-		return nil, invalid("cannot read the request: op= is not its second field")
-	case headMust[op] == nil:
-		return nil, invalid("cannot do op=%s: no such operation", quote(op))
-	case len(m.Blocks) > 0 && blockMust[op] == nil:
-		return nil, invalid("cannot read the request: %s takes no mount=", op)
-	case len(m.Blocks) == 0 && op == OpAttach:
-		return nil, invalid("cannot read the request: attach needs a mount=")
+	if headMust[op] == nil || m.Head[0].Key != "op" {
+		return nil, invalid("cannot do op=%s: there is no such operation, or it is not the second field", quote(op))
+	} else if len(m.Blocks) > 0 && blockMust[op] == nil || len(m.Blocks) == 0 && op == OpAttach {
+		return nil, invalid("cannot do %s with %d mount=", op, len(m.Blocks))
 	}
 	h := &values{Fields: m.Head}
 	r := &Request{Op: op, Owner: h.text("owner", CheckOwner), Container: h.text("container", CheckContainer), PID: int(h.number("pid", 10, 1, 1<<22)), Start: h.number("start", 10, 1, 1<<63-1),
@@ -87,11 +90,8 @@ func DecodeRequest(data []byte) (*Request, error) {
 // keys checks that the keys of must are there, and no others but those of may; and that all values can be shown to a person.
 func keys(fields Fields, must, may []string) error {
 	for _, f := range fields {
-		if !slices.Contains(must, f.Key) && !slices.Contains(may, f.Key) {
-			return invalid("cannot read the request: it has the key %s= where none is taken", f.Key)
-		}
-		if Printable(f.Value) != f.Value {
-			return invalid("cannot read the request: %s= holds control characters or is not UTF-8", f.Key)
+		if !slices.Contains(must, f.Key) && !slices.Contains(may, f.Key) || Printable(f.Value) != f.Value {
+			return invalid("cannot read the request: it has the key %s= where none is taken, or with control characters or what is not UTF-8", f.Key)
 		}
 	}
 	for _, key := range must {
@@ -117,21 +117,17 @@ func (v *values) text(key string, check func(string) error) string {
 }
 
 func (v *values) flag(key string) bool {
-	s, ok := v.Lookup(key)
-	if ok && s != "1" {
-		v.err = cmp.Or[error](v.err, invalid("cannot use %s=%s: it is 1 or left out", key, quote(s)))
-	}
-	return ok
+	return v.text(key, func(s string) error { return unless(s == "1", "cannot use "+key+"=%s: it is 1 or left out", s) }) != ""
 }
 
 // number takes digits only: no sign, no space, no leading zero but in octal.
 func (v *values) number(key string, base int, min, max uint64) uint64 {
 	format := func(n uint64) string { return strconv.FormatUint(n, base) }
-	s, ok := v.Lookup(key)
-	n, err := strconv.ParseUint(s, base, 64)
-	if ok && (err != nil || n < min || n > max || base == 10 && format(n) != s) {
-		v.err = cmp.Or[error](v.err, invalid("cannot use %s=%s: it is a number from %s to %s", key, quote(s), format(min), format(max)))
-	}
+	n, err := uint64(0), error(nil)
+	v.text(key, func(s string) error {
+		n, err = strconv.ParseUint(s, base, 64)
+		return unless(err == nil && n >= min && n <= max && (base == 8 || format(n) == s), "cannot use "+key+"=%s: it is a number from "+format(min)+" to "+format(max), s)
+	})
 	return n
 }
 
@@ -146,23 +142,21 @@ func anyPath(v string) error { _, err := ParsePath(v); return err }
 
 func absolute(v string) error {
 	p, err := ParsePath(v)
-	if err == nil && !p.Absolute {
-		err = invalid("cannot use the path %s: it must be absolute", quote(v))
-	}
-	return err
+	return cmp.Or(err, unless(p.Absolute, "cannot use the path %s: it must be absolute", v))
 }
 
 func below(v string) error {
 	p, err := ParsePath(v)
-	if err == nil && (p.Absolute || len(p.Components) == 0) {
-		err = invalid("cannot use subpath=%s: it must be relative, below the volume's root", quote(v))
-	}
-	return err
+	return cmp.Or(err, unless(!p.Absolute && len(p.Components) > 0, "cannot use subpath=%s: it must be relative, below the volume's root", v))
 }
 
 func mode(v string) error {
-	if v != ModeRO && v != ModeRW {
-		return invalid("cannot use mode=%s: it is ro or rw", quote(v))
+	return unless(v == ModeRO || v == ModeRW, "cannot use mode=%s: it is ro or rw", v)
+}
+
+func unless(ok bool, format, value string) error {
+	if ok {
+		return nil
 	}
-	return nil
+	return invalid(format, quote(value))
 }

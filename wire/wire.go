@@ -1,15 +1,13 @@
-// Package wire is the only thing that both sides of the privilege boundary share: the form of a request to bindgate-helper and of its reply, the
-// error codes and the limits.
+// Package wire is all that both sides of the privilege boundary share: the form of a request to bindgate-helper and of its reply, the error codes and the limits.
 //
-// A message is a sequence of key=value fields, each ended by a NUL byte. The first field is bindgate=1, the last is end=, and nothing follows it.
-// A path cannot hold a NUL, so nothing is escaped and the parser has no states to get wrong. The key mount= opens a block; the keys after it belong
-// to that block. docs/wire.md publishes the form.
-//
-// The helper's ledger stores its records in the same form, so that the privileged side has one parser.
+// A message is a sequence of key=value fields, each ended by a NUL byte. The first field is bindgate=1, the last is end=, and nothing follows it. A path cannot hold a NUL, so nothing is escaped and the
+// parser has no states to get wrong. The key mount= opens a block; the keys after it belong to that block. The helper's ledger stores its records in the same form, so that the privileged side has one
+// parser. docs/wire.md publishes the form.
 package wire
 
 import (
 	"bytes"
+	"fmt"
 	"slices"
 	"strings"
 	"unicode/utf8"
@@ -26,11 +24,18 @@ const (
 // Version is the value of the field bindgate= that this package speaks.
 const Version = "1"
 
-// A Field is one key=value. A value may hold any byte but NUL; in a request it is valid UTF-8 without control characters.
+// Fields are the fields of a message's head or of one of its blocks, in order. A value may hold any byte but NUL; in a request it is valid UTF-8 without control characters.
+type Fields []Field
 type Field struct{ Key, Value string }
 
-// Fields are the fields of a message's head or of one of its blocks, in order.
-type Fields []Field
+// Lookup returns the value of key and whether it is there.
+func (f Fields) Lookup(key string) (string, bool) {
+	i := slices.IndexFunc(f, func(x Field) bool { return x.Key == key })
+	if i < 0 {
+		return "", false
+	}
+	return f[i].Value, true
+}
 
 // Get returns the value of key, or "" if it is not there.
 func (f Fields) Get(key string) string {
@@ -38,20 +43,14 @@ func (f Fields) Get(key string) string {
 	return v
 }
 
-// Lookup returns the value of key and whether it is there.
-func (f Fields) Lookup(key string) (string, bool) {
-	for _, x := range f {
-		if x.Key == key {
-			return x.Value, true
-		}
-	}
-	return "", false
-}
-
-// Pairs makes fields of keys and values in turn.
-func Pairs(list ...string) (f Fields) {
+// Pairs makes fields of keys and values in turn. Numbers are written in decimal, true as 1 and false as 0.
+func Pairs(list ...any) (f Fields) {
 	for i := 0; i+1 < len(list); i += 2 {
-		f = append(f, Field{list[i], list[i+1]})
+		value := fmt.Sprint(list[i+1])
+		if flag, ok := list[i+1].(bool); ok {
+			value = map[bool]string{true: "1", false: "0"}[flag]
+		}
+		f = append(f, Field{list[i].(string), value})
 	}
 	return f
 }
@@ -63,8 +62,7 @@ type Message struct {
 }
 
 // Encode returns the message in the wire's form. Values must not hold NUL bytes; one that does is cut there, since no caller can mean it.
-func (m *Message) Encode() []byte {
-	var b []byte
+func (m *Message) Encode() (b []byte) {
 	for _, f := range slices.Concat(Pairs("bindgate", Version), m.Head, slices.Concat(m.Blocks...), Pairs("end", "")) {
 		value, _, _ := strings.Cut(f.Value, "\x00")
 		b = append(append(append(append(b, f.Key...), '='), value...), 0)
@@ -75,37 +73,28 @@ func (m *Message) Encode() []byte {
 // Decode parses a message of at most max bytes and maxBlocks blocks. It checks the form: version first, end last, keys of lower-case letters, dashes and underscores, no key twice in the head or in
 // one block. What the keys mean is the caller's to check. Errors have the code invalid_request, or limit_exceeded for too many blocks.
 func Decode(data []byte, max, maxBlocks int) (*Message, error) {
+	rest, begun := bytes.CutPrefix(data, []byte("bindgate="+Version+"\x00"))
+	rest, ended := bytes.CutSuffix(rest, []byte("end=\x00"))
+	if !begun || !ended || len(data) > max {
+		return nil, invalid("cannot read the message: it does not begin with bindgate=%s, does not end with end=, or is over %d bytes", Version, max)
+	}
 	m := &Message{}
-	current := &m.Head
-	n, ended := 0, false
-	for ; len(data) > 0 && len(data) <= max && !ended; n++ {
-		field, rest, terminated := bytes.Cut(data, []byte{0})
+	for current := &m.Head; len(rest) > 0; {
+		field, after, terminated := bytes.Cut(rest, []byte{0})
 		key, value, ok := strings.Cut(string(field), "=")
-		if !terminated || !ok || key == "" || len(key) > maxKeys || strings.Trim(key, "abcdefghijklmnopqrstuvwxyz-_") != "" {
-			return nil, invalid("cannot read field %d: it is not key=value ended by a NUL byte", n)
+		if rest = after; !terminated || !ok || key == "" || len(key) > maxKeys || strings.Trim(key, "abcdefghijklmnopqrstuvwxyz-_") != "" {
+			return nil, invalid("cannot read the field %s: it is not key=value ended by a NUL byte", quote(string(field)))
 		}
-		data = rest
-		switch {
-		case n == 0 && (key != "bindgate" || value != Version):
-			return nil, invalid("cannot read the message: it does not begin with bindgate=%s", Version)
-		case n == 0:
-			continue
-		case key == "end" && value == "":
-			ended = true
-			continue
-		case key == "mount" && len(m.Blocks) == maxBlocks:
+		if key == "mount" && len(m.Blocks) == maxBlocks {
 			return nil, Errorf(LimitExceeded, "request", "cannot read the message: over %d mounts", maxBlocks)
-		case key == "mount":
+		} else if key == "mount" {
 			m.Blocks = append(m.Blocks, nil)
 			current = &m.Blocks[len(m.Blocks)-1]
 		}
 		if _, twice := current.Lookup(key); twice || key == "bindgate" || key == "end" || len(*current) == maxKeys {
-			return nil, invalid("cannot read field %d: the key %s is repeated, out of place or one too many", n, key)
+			return nil, invalid("cannot read the message: the key %s is repeated, out of place or one too many", key)
 		}
 		*current = append(*current, Field{key, value})
-	}
-	if !ended || len(data) > 0 {
-		return nil, invalid("cannot read the message: over %d bytes, or not ended by end= alone", max)
 	}
 	return m, nil
 }
@@ -129,8 +118,9 @@ type Reply struct {
 
 // Encode returns the reply in the wire's form.
 func (r *Reply) Encode() []byte {
+	m := &Message{Head: Pairs("status", "ok"), Blocks: r.Blocks}
 	if e := r.Err; e != nil {
-		return (&Message{Head: Pairs("status", "error", "code", string(e.Code), "stage", e.Stage, "message", e.Message, "hint", e.Hint)}).Encode()
+		m = &Message{Head: Pairs("status", "error", "code", e.Code, "stage", e.Stage, "message", e.Message, "hint", e.Hint)}
 	}
-	return (&Message{Head: Pairs("status", "ok"), Blocks: r.Blocks}).Encode()
+	return m.Encode()
 }

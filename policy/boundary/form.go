@@ -20,7 +20,7 @@ func Encode(r *wire.Request) []byte {
 var one = map[bool]string{true: "1"}
 
 // given are the pairs that have a value.
-func given(list ...string) wire.Fields {
+func given(list ...any) wire.Fields {
 	return slices.DeleteFunc(wire.Pairs(list...), func(f wire.Field) bool { return f.Value == "" })
 }
 

@@ -280,7 +280,7 @@ func TestAdv_RootsDetachWaitsForTheAttach(t *testing.T) {
 		store, err := state.Open(h.Ledger(), "", false)
 		srcCheck(t, err)
 		defer store.Close()
-		lock, err := (&state.Ledger{Store: store}).LockEntry(harness.PolicyUID, "o", "web") // as an attach holds it to its end
+		lock, err := (&state.Ledger{Store: store}).LockEntry(state.Whose{UID: harness.PolicyUID, Owner: "o", Container: "web"}) // as an attach holds it to its end
 		srcCheck(t, err)
 		cmd := h.Command(harness.User{}, h.HelperPath())
 		cmd.Stdin = bytes.NewReader(boundary.Encode(&wire.Request{Op: wire.OpDetach, Owner: "o", Container: "web"}))
