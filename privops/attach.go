@@ -7,21 +7,19 @@ import (
 	"syscall"
 	"unsafe"
 
-	"golang.org/x/sys/unix"
-
 	"github.com/bindgate/bindgate/namespace"
 	"github.com/bindgate/bindgate/wire"
+	"golang.org/x/sys/unix"
 )
 
 // An Attachment is one volume on its way into a container: where from, where to, how, and once it is staged the detached tree that will be moved.
 type Attachment struct {
-	Mount  *wire.Mount // as asked
-	Source *Source
-	Point  *Mountpoint
-	Attr   uint64 // MOUNT_ATTR_* to set on every mount of the tree
-	ID     uint64 // unique id of the tree's root mount; it keeps it when it is moved (FACTS 1)
-	Locked bool
-
+	Mount    *wire.Mount // as asked
+	Source   *Source
+	Point    *Mountpoint
+	Attr     uint64 // MOUNT_ATTR_* to set on every mount of the tree
+	ID       uint64 // unique id of the tree's root mount; it keeps it when it is moved (FACTS 1)
+	Locked   bool
 	outer    *Attachment // the volume of the same request in which this one lands
 	tree     int         // detached mount
 	attached bool
@@ -32,19 +30,15 @@ func Order(list []*Attachment) {
 	slices.SortStableFunc(list, func(a, b *Attachment) int { return len(a.Point.names) - len(b.Point.names) })
 	for i, a := range list {
 		for _, b := range list[:i] {
-			switch n := len(b.Point.names); {
-			case !slices.Equal(b.Point.names, a.Point.names[:n]):
-			case n == len(a.Point.names):
-				namespace.Die(wire.Errorf(wire.InvalidRequest, "target", "cannot attach two volumes at %s (%s and %s)", a.Point.Path(), b.Mount.Path, a.Mount.Path))
-			default:
+			if n := len(b.Point.names); slices.Equal(b.Point.names, a.Point.names[:n]) {
+				namespace.DieIf(n == len(a.Point.names), wire.InvalidRequest, "target", "cannot attach two volumes at %s (%s and %s)", a.Point.Path(), b.Mount.Path, a.Mount.Path)
 				a.outer = b
 			}
 		}
 	}
 }
 
-// Clone makes a detached copy of the source with all that is mounted in it, and for an idmapped mount maps it, which has to be done before a mount is anywhere. Dies of source_forbidden, and of
-// target_forbidden for an idmap that cannot be.
+// Clone makes a detached copy of the source with all that is mounted in it, and idmaps it, which has to be done before a mount is anywhere. Dies of source_forbidden, and of target_forbidden for an idmap that cannot be.
 func (a *Attachment) Clone(t *namespace.Target) {
 	const flags = unix.OPEN_TREE_CLONE | unix.OPEN_TREE_CLOEXEC | unix.AT_RECURSIVE | unix.AT_EMPTY_PATH
 	a.tree = namespace.Must(unix.OpenTree(a.Source.fd, "", flags))(wire.SourceForbidden, "tree", "cannot clone the mount of %s", a.Source.Path)
@@ -120,9 +114,9 @@ func (a *Attachment) stage(top int, name string) {
 
 // judgeMounts judges what else is mounted in the source.
 func (a *Attachment) judgeMounts() {
-	id, _, err := namespace.MountOf(a.tree)
-	namespace.Check(err, wire.System, "stage", "cannot examine %s", a.Source.Path)
+	id, _, e := namespace.MountOf(a.tree)
 	below, err := namespace.ListMounts(id, 0, 0)
+	namespace.Check(e, wire.System, "stage", "cannot examine %s", a.Source.Path)
 	a.Source.forbid(a.Source.mounts >= 0 && a.Source.mounts != len(below), "", "of the %d mounts in it %d could be cloned (one may be unbindable), so that what the others cover would show", a.Source.mounts, len(below))
 	a.Source.forbid(err != nil || len(below) == namespace.MaxMounts, "", "the mounts in it cannot be listed, or are %d or more")
 	for _, sub := range below {
@@ -133,8 +127,7 @@ func (a *Attachment) judgeMounts() {
 	}
 }
 
-// cloneTrees replaces each descriptor in slots, a tree staged under its name in the working directory, by a detached clone of it. With lock a child with a fresh user and mount
-// namespace makes the clones, so that their attributes are locked. It returns an errno, or 0.
+// cloneTrees replaces each descriptor in slots, a tree staged under its name in the working directory, by a detached clone of it, which with lock a child makes, so that its attributes are locked.
 func cloneTrees(slots []int, names [][5]byte, lock bool) syscall.Errno {
 	if !lock {
 		return cloneInto(slots, names)
@@ -147,12 +140,9 @@ func cloneTrees(slots []int, names [][5]byte, lock bool) syscall.Errno {
 	return cmp.Or(errno, childErrno)
 }
 
-// cloneInChild has a child make the clones. It shares our memory and descriptor table (CLONE_VM, CLONE_FILES) and runs on this thread's stack while this thread waits (CLONE_VFORK); a copy of the memory
-// would cost more than all that the child does (docs/adr/0013). It makes raw system calls only, with all signals blocked, since the runtime's other threads do not exist in it, and grows no stack; it has no
-// exit signal, so that no disposition that the caller left us can reap it.
-//
-// The child writes to this frame and below: the compiler may use what is dead in the child for something else, though it lives in us. So the child stays in this function for good, and we leave it
-// at once, as syscall.forkAndExecInChild does.
+// cloneInChild has a child in a fresh user and mount namespace make the clones. It shares our memory and descriptors and runs on this thread's stack while this thread waits (docs/adr/0013). It makes raw system
+// calls only, with all signals blocked, since the runtime's other threads do not exist in it, and grows no stack; it has no exit signal, so that no disposition that the caller left us can reap it. The child
+// writes to this frame and below, so it stays in this function for good, and we leave it at once, as syscall.forkAndExecInChild does.
 //
 //go:norace
 //go:noinline
@@ -167,14 +157,13 @@ func cloneInChild(slots []int, names [][5]byte) syscall.Errno {
 	}
 }
 
-// childErrno is what the child leaves in the memory that it shares with us. Its exit status comes later: it waits until every processor has seen that its mount namespace is gone, and nobody needs to
-// wait for that (docs/adr/0016).
+// childErrno is what the child leaves in the memory that it shares with us. Its exit status comes later, and nobody needs to wait for that (docs/adr/0016).
 var childErrno syscall.Errno
 
 // Reap takes the child, if it has ended by now; else init does, once we have.
 func Reap() { unix.Wait4(-1, nil, unix.WNOHANG|unix.WALL, nil) }
 
-// vfork makes clone(2), whose number is trap, with these flags, which must include CLONE_VM and CLONE_VFORK: the child runs on the caller's stack until it exits.
+// vfork makes clone(2), whose number is trap, with flags that include CLONE_VM and CLONE_VFORK: the child runs on the caller's stack until it exits.
 //
 //go:noescape
 func vfork(trap, flags uintptr) (pid uintptr, errno syscall.Errno)
@@ -202,16 +191,15 @@ func cloneInto(slots []int, names [][5]byte) syscall.Errno {
 func (a *Attachment) Attach(allowShared bool) {
 	a.Point.Check()
 	path := a.Point.Path()
-	parent, _, err := namespace.MountOf(a.Point.fd)
-	on, e := namespace.StatMount(parent, 0)
-	namespace.DieIf(err != nil || e != nil, wire.TargetForbidden, "attach", "cannot attach at %s: it is not in the container's mount namespace", path)
+	on, err := mountOn(a.Point.fd, 0)
+	namespace.DieIf(err != nil, wire.TargetForbidden, "attach", "cannot attach at %s: it is not in the container's mount namespace", path)
 	namespace.Hint("make it private or slave in the container (runc: rootfsPropagation), or set targets.allow_shared_propagation").DieIf(on.Propagation&unix.MS_SHARED != 0 && !allowShared, wire.PropagationShared, "attach", "cannot attach at %s: the mount there is shared, so the volume would show in other namespaces too", path)
 	const flags = unix.MOVE_MOUNT_F_EMPTY_PATH | unix.MOVE_MOUNT_T_EMPTY_PATH
 	namespace.Check(unix.MoveMount(a.tree, "", a.Point.fd, "", flags), wire.System, "attach", "cannot attach at %s", path)
 	a.attached = true
 	// The kernel follows to what is mounted on the place at that very moment. If the container was quick enough to mount something, the parent is another than the one that was judged.
 	now, err := namespace.StatMount(a.ID, 0)
-	namespace.DieIf(err != nil || now.Parent != parent, wire.TargetForbidden, "attach", "cannot attach at %s: the container mounted something there meanwhile", path)
+	namespace.DieIf(err != nil || now.Parent != on.ID, wire.TargetForbidden, "attach", "cannot attach at %s: the container mounted something there meanwhile", path)
 }
 
 // Release closes what would keep the attached volume busy while the caller takes its time to read the reply.
@@ -222,5 +210,7 @@ func (a *Attachment) Undo(h *namespace.Host, removal Removal) {
 	if a.attached {
 		unmount(h, a.tree)
 	}
-	a.Point.Unmake(removal)
+	r := a.Point.Record()
+	r.Path, r.Made = absolute(a.Point.here()).String(), a.Point.made
+	RemoveMade(a.Point.place.root, &r, removal)
 }

@@ -1,7 +1,6 @@
 // Package privops holds the privileged operations of bindgate-helper: giving privilege up, pinning sources, making mountpoints, attaching, detaching, local volumes. Every privileged system call is here
-// or in package namespace. Nothing here reads a configuration file or decides who may ask; it is told, and holds what it is told against what the kernel says.
-//
-// All of it runs on one locked operating system thread, since namespaces, file system ids and capabilities belong to a thread, and serves one request: descriptors are closed by the end of the process.
+// or in package namespace. Nothing here reads a configuration file or decides who may ask; it is told, and holds what it is told against what the kernel says. All of it runs on one locked thread, since
+// namespaces, file system ids and capabilities belong to a thread, and serves one request: descriptors are closed by the end of the process.
 package privops
 
 import (
@@ -14,10 +13,9 @@ import (
 	"syscall"
 	"unsafe"
 
-	"golang.org/x/sys/unix"
-
 	"github.com/bindgate/bindgate/namespace"
 	"github.com/bindgate/bindgate/wire"
+	"golang.org/x/sys/unix"
 )
 
 // What each kind of operation needs, bit n for capability n. SECURITY.md says for each capability which line uses it.
@@ -37,9 +35,8 @@ func capset(c uint64, call func(nr, a, b, c uintptr) (uintptr, uintptr, syscall.
 	return nil
 }
 
-// Reduce takes from the process what no operation needs, for good: the bounding set and the ambient set of this thread are emptied, every thread keeps only the capabilities that some operation needs,
-// no_new_privs is set, and no thread may make a system call that is not in the filter. Then it reads back, thread by thread, that all of it holds (T36): a call that reports success and did nothing is
-// found. Dies of config where the privilege was not there to begin with, of system, and of internal if the system did not do what it said.
+// Reduce takes from the process what no operation needs, for good: the bounding and ambient set of this thread, the other capabilities of every thread, new privileges, the system calls that are not in the filter.
+// Then it reads back, thread by thread, that all of it holds (T36). Dies of config where the privilege was not there to begin with, of system, and of internal if the system did not do what it said.
 func Reduce(h *namespace.Host) {
 	check := func(what string, err error) {
 		namespace.Hint("bindgate-helper needs root's capabilities at its start: is it in a container, or under systemd with a CapabilityBoundingSet that lacks some?").DieIf(err == unix.EPERM, wire.Config, "capabilities", "cannot %s: %v", what, err)
@@ -94,8 +91,7 @@ func Relinquish() { capset(0, syscall.RawSyscall) }
 //go:embed seccomp_amd64.bpf seccomp_arm64.bpf
 var filters embed.FS // struct sock_filter, little-endian
 
-// filterSyscalls installs the filter on all threads (seccomp(2), SECCOMP_FILTER_FLAG_TSYNC). seccomp.list says what it lets through, and why; it is compiled beforehand, since that would cost more here
-// than anything else at the start. A test compiles the list again, and runs the result for every number that there is.
+// filterSyscalls installs the filter on all threads. seccomp.list says what it lets through, and why; it is compiled beforehand, since that would cost more than all else at the start. A test compiles it again.
 func filterSyscalls() error {
 	filter, _ := filters.ReadFile("seccomp_" + runtime.GOARCH + ".bpf") // or else the next line panics, which ends the run
 	fprog := unix.SockFprog{Len: uint16(len(filter) / unix.SizeofSockFilter), Filter: (*unix.SockFilter)(unsafe.Pointer(&filter[0]))}

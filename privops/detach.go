@@ -2,15 +2,13 @@ package privops
 
 import (
 	"cmp"
-	"fmt"
 	"slices"
 	"strconv"
 	"strings"
 
-	"golang.org/x/sys/unix"
-
 	"github.com/bindgate/bindgate/namespace"
 	"github.com/bindgate/bindgate/wire"
+	"golang.org/x/sys/unix"
 )
 
 func busy(r *wire.Recorded, cond bool, format string, args ...any) {
@@ -37,8 +35,8 @@ func Unused(h *namespace.Host, ns namespace.NS, list []*wire.Recorded, keep []ui
 	}
 }
 
-// Detach unmounts a recorded mount in the namespace that the calling thread has entered, and removes what was made for it. Only the mount with the recorded id goes (T27). If the container mounted
-// something over it, it dies of busy; lazy takes what was mounted on it along. One that is not there any more is nobody's error.
+// Detach unmounts a recorded mount in the namespace that the calling thread has entered, and removes what was made for it. Only the mount with the recorded id goes (T27); lazy takes what lies on it along,
+// else that is busy. One that is not there any more is nobody's error.
 func Detach(h *namespace.Host, r *wire.Recorded, lazy bool, removal Removal) {
 	m, err := namespace.StatMount(r.ID, 0)
 	if err == unix.ENOENT { // never came to be, or the container unmounted it itself
@@ -50,7 +48,8 @@ func Detach(h *namespace.Host, r *wire.Recorded, lazy bool, removal Removal) {
 		fd, err := openPoint(m.Point, true)
 		busy(r, err != nil, "the container covered or moved it (it was at %s): %v", m.Point, err)
 		id, _, err = namespace.MountOf(fd)
-		busy(r, err != nil || id != r.ID && !(lazy && liesOn(id, r.ID)), "the container mounted something over it (at %s)", m.Point)
+		above, e := namespace.ListMounts(r.ID, 0, 0)
+		busy(r, cmp.Or(err, e) != nil || id != r.ID && !(lazy && slices.Contains(above, id)), "the container mounted something over it (at %s)", m.Point)
 		namespace.Check(unmount(h, fd), wire.System, "detach", "cannot unmount %s", r.Target)
 		unix.Close(fd)
 	}
@@ -61,21 +60,13 @@ func Detach(h *namespace.Host, r *wire.Recorded, lazy bool, removal Removal) {
 // before it went, last seen at point, leaves its place to the container.
 func unmake(r *wire.Recorded, point string, removal Removal) {
 	for _, prefix := range []string{"", r.Prefix} {
-		full := prefix + r.Path
 		root, err := openPoint(cmp.Or(prefix, "/"), false)
-		if err == nil && RootID(root) == r.Root && (point == "" || point == full) {
+		if err == nil && RootID(root) == r.Root && (point == "" || point == prefix+r.Path) {
 			RemoveMade(root, r, removal)
 		}
 		unix.Close(root)
 		Sure(err, r.Path)
 	}
-}
-
-// RootID names a directory, to know it again. Dies of system.
-func RootID(fd int) string {
-	var st unix.Stat_t
-	namespace.Check(unix.Fstat(fd, &st), wire.System, "target", "cannot examine a directory of the container")
-	return fmt.Sprintf("%d:%d", st.Dev, st.Ino)
 }
 
 // openPoint opens an absolute path in the namespace that the calling thread has entered; fuse as for Open.
@@ -86,18 +77,6 @@ func openPoint(point string, fuse bool) (int, error) {
 	}
 	defer unix.Close(root)
 	return Open(root, components(point), 0, fuse)
-}
-
-// liesOn reports whether the mount id was mounted on the mount base, directly or not: then it goes along with base anyway.
-func liesOn(id, base uint64) bool {
-	for range 64 {
-		m, err := namespace.StatMount(id, 0)
-		if err != nil || m.Parent == base {
-			return err == nil
-		}
-		id = m.Parent
-	}
-	return false
 }
 
 // unmount detaches the very mount that fd is on, whatever lies above it: the kernel is given the descriptor, through our procfs, not a path. What is mounted below goes along (MNT_DETACH, umount2(2)).
@@ -113,8 +92,8 @@ func Statfs(ns namespace.NS, m namespace.Mount) (fs unix.Statfs_t, err error) {
 	ns.Enter()
 	fd, err := openPoint(m.Point, false)
 	defer unix.Close(fd)
-	id, _, e := namespace.MountOf(fd)
-	if cmp.Or(err, e) != nil || id != m.ID {
+	on, e := mountOn(fd, 0)
+	if cmp.Or(err, e) != nil || on.ID != m.ID {
 		return fs, unix.EBUSY
 	}
 	return fs, unix.Fstatfs(fd, &fs)

@@ -3,24 +3,23 @@ package privops
 import (
 	"strconv"
 
-	"golang.org/x/sys/unix"
-
 	"github.com/bindgate/bindgate/namespace"
 	"github.com/bindgate/bindgate/wire"
+	"golang.org/x/sys/unix"
 )
 
-// Volumes is the folder of the local driver's volumes: root's, 0700, so that the policy process can neither read nor change what jobs store. A volume is a directory in it under its own name. A name with
-// a dot before it cannot be a volume's: those are volumes being made or removed. Callers hold the lock of the volume's name.
+// Volumes is the folder of the local driver's volumes, and a descriptor of it: root's, 0700, so that the policy process can neither read nor change what jobs store. A volume is a directory in it under its own
+// name. A name with a dot before it cannot be a volume's: those are volumes being made or removed. Callers hold the lock of the volume's name.
 type Volumes struct {
-	FD   int    // descriptor of the folder
-	Path string // of the folder
+	FD   int
+	Path string
 }
 
-// A Volume is one local volume.
+// A Volume is one local volume. Born is a Unix time in seconds.
 type Volume struct {
 	Name, Path     string
 	Mode, UID, GID uint32
-	Born           int64 // Unix time in seconds
+	Born           int64
 }
 
 // Get returns the volume name, and whether there is one.
@@ -78,12 +77,13 @@ func (v *Volumes) Remove(name string) {
 	left := v.purge(gone) // of a removal that was interrupted
 	err = unix.Renameat2(v.FD, name, v.FD, gone, unix.RENAME_NOREPLACE)
 	namespace.DieIf(err == unix.ENOENT && left == unix.ENOENT, wire.VolumeNotFound, "volume", "cannot remove the local volume %s: there is none", name)
-	if left != unix.ENOENT {
-		check(left)
+	if err == nil {
+		err = v.purge(gone)
 	}
-	if err != unix.ENOENT {
-		check(err)
-		check(v.purge(gone))
+	for _, err := range []error{left, err} {
+		if err != unix.ENOENT {
+			check(err)
+		}
 	}
 }
 
