@@ -154,7 +154,7 @@ func (s *session) sweep(r *wire.Request) (gone []wire.Fields) {
 			}
 		}))
 	}
-	s.ledger.SweepIndex(ctx, namespace.Mounted)
+	s.ledger.SweepIndex(ctx)
 	s.ledger.SweepTemporary(func(record string) (uint64, bool) { return state.Key(record), true })
 	namespace.Pass(failed)
 	return gone

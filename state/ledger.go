@@ -49,31 +49,28 @@ func (m *LedgerMount) Inherit(from *LedgerMount) {
 }
 
 // A folder that was made for a mount is known by what it is (privops.RootID), since containers may see it under several names. Its entry, a symlink whose text is the namespace that it was made for, says
-// by its prefix that it is that namespace's to remove; that another namespace mounted something on it too, so that it is nobody's any more; or that it is being removed. An entry changes by being renamed,
-// so of two who want it one gets it.
-const owned, shared, going = "at+", "sh+", "go+"
+// by its prefix that it is that namespace's to remove, or that another namespace mounted something on it too, so that it is nobody's any more. Who removes it or makes it nobody's holds the entry's lock.
+const owned, shared = "at+", "sh+"
 
 // Own notes that folder was made for a mount of ns.
 func (l *Ledger) Own(folder string, ns uint64) error {
-	for _, was := range []string{owned, shared, going} { // of another one, which had its inode number
-		l.root.Remove(was + folder)
-	}
+	l.root.Remove(owned + folder) // of another one, which had its inode number
+	l.root.Remove(shared + folder)
 	return l.sync("create", owned+folder, l.root.Symlink(recordName(ns), owned+folder))
 }
 
-// Share notes that something of ns is about to be mounted on folder, which the kernel would take away with it. Error: busy, if that is under way: if its namespace's lock is free, a crash cut it off.
+// Share notes that something of ns is about to be mounted on folder, which the kernel would take away with it. Error: busy, if that is under way.
 func (l *Ledger) Share(folder string, ns uint64) error {
-	busy := wire.Errorf(wire.Busy, "ledger", "cannot attach: what was made there for another container is being removed").WithHint("try again")
-	if now, err := l.root.Readlink(owned + folder); err == nil && now != recordName(ns) && l.root.Rename(owned+folder, shared+folder) != nil {
-		return busy
+	if now, err := l.root.Readlink(owned + folder); err != nil || now == recordName(ns) {
+		return nil
 	}
-	if now, err := l.root.Readlink(going + folder); err == nil && now != recordName(ns) {
-		lock, err := l.Lock(NoWait, Key(now))
-		if err != nil {
-			return busy
-		}
+	lock, err := l.Lock(NoWait, Key(owned+folder))
+	if err == nil {
 		defer lock.Unlock()
-		return l.sync("share", folder, l.root.Rename(going+folder, shared+folder))
+		err = l.root.Rename(owned+folder, shared+folder)
+	}
+	if err != nil { // or it is gone by now
+		return wire.Errorf(wire.Busy, "ledger", "cannot attach: what was made there for another container is being removed").WithHint("try again")
 	}
 	return nil
 }
@@ -81,21 +78,20 @@ func (l *Ledger) Share(folder string, ns uint64) error {
 // Disown calls remove for a folder that was made for ns, unless it is nobody's. One without an entry is: a crash came between. Errors: fs.ErrExist for what is not ns' to remove, system where the ledger
 // cannot tell, and what remove says.
 func (l *Ledger) Disown(folder string, ns uint64, remove func() error) error {
-	now, err := l.root.Readlink(owned + folder)
-	_, nobodys := l.root.Lstat(shared + folder) // asked after: an entry that becomes one is found in one place or the other
-	mine := err == nil && now == recordName(ns)
-	if mine {
-		err = l.root.Rename(owned+folder, going+folder)
+	lock, err := l.LockName(owned + folder)
+	if err != nil {
+		return err
 	}
-	if mine && errors.Is(err, fs.ErrNotExist) || !mine && (err == nil || nobodys == nil) {
+	defer lock.Unlock()
+	now, err := l.root.Readlink(owned + folder)
+	_, nobodys := l.root.Lstat(shared + folder)
+	if nobodys == nil || err == nil && now != recordName(ns) {
 		return fs.ErrExist
 	} else if err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return l.failed("take", owned+folder, err)
+		return l.failed("read", owned+folder, err)
 	}
-	if err = remove(); err != nil {
-		l.root.Rename(going+folder, owned+folder)
-	} else {
-		l.root.Remove(going + folder)
+	if err = remove(); err == nil {
+		l.root.Remove(owned + folder)
 	}
 	return err
 }
@@ -173,9 +169,9 @@ func (l *Ledger) Namespaces() (ids []uint64, err error) {
 	return ids, err
 }
 
-// SweepIndex removes the entries that name a namespace whose record knows nothing of them, or whose removal was cut off by a crash and then finished, as it is while all that is on record is mounted; under its
-// lock, since an attach writes the entry first, and the container's, since the attach may be to another namespace. What is still locked when ctx ends is left for another time.
-func (l *Ledger) SweepIndex(ctx context.Context, mounted func(id, ns uint64) bool) {
+// SweepIndex removes the entries that name a namespace whose record knows nothing of them; under its lock, since an attach writes the entry first, and the container's, since the attach may be to another
+// namespace. What is still locked when ctx ends is left for another time.
+func (l *Ledger) SweepIndex(ctx context.Context) {
 	entries, _ := l.entries()
 	for _, e := range entries {
 		ns, ok, _ := l.index(e)
@@ -186,9 +182,7 @@ func (l *Ledger) SweepIndex(ctx context.Context, mounted func(id, ns uint64) boo
 		lock, e2 := l.Lock(ctx, Key(recordName(ns)))
 		now, _, _ := l.index(e)
 		record, e3 := l.ReadNS(ns)
-		in := func(m LedgerMount) bool {
-			return e[:3] != "by+" && (e[:3] != going || !mounted(m.ID, ns)) || e == m.Whose.entry()
-		}
+		in := func(m LedgerMount) bool { return e[:3] != "by+" || e == m.Whose.entry() }
 		if cmp.Or(e1, e2, e3) == nil && now == ns && !slices.ContainsFunc(record.Mounts, in) {
 			l.root.Remove(e)
 		}

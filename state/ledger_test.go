@@ -193,10 +193,10 @@ func TestSweepIndexKeepsWhatHasARecord(t *testing.T) {
 	for folder, ns := range map[string]uint64{"1:1": 7, "1:2": 8, "1:3": 10} {
 		must(t, l.Own(folder, ns))
 		must(t, l.Own("2"+folder, ns))
-		must(t, os.Rename(filepath.Join(dir, owned+"2"+folder), filepath.Join(dir, going+"2"+folder))) // a crash while it was removed
+		must(t, l.Share("2"+folder, 77))
 	}
-	l.SweepIndex(t.Context(), func(id, ns uint64) bool { return id != half.ID })
-	for name, want := range map[string]bool{owned + "1:1": true, owned + "1:2": false, owned + "1:3": true, going + "21:1": false, going + "21:2": false, going + "21:3": true} {
+	l.SweepIndex(t.Context())
+	for name, want := range map[string]bool{owned + "1:1": true, owned + "1:2": false, owned + "1:3": true, shared + "21:1": true, shared + "21:2": false, shared + "21:3": true} {
 		if _, err := os.Lstat(filepath.Join(dir, name)); (err == nil) != want {
 			t.Errorf("%s: %v", name, err)
 		}
@@ -214,22 +214,37 @@ func TestSweepIndexKeepsWhatHasARecord(t *testing.T) {
 	}
 }
 
-// A folder whose removal a crash cut off is not busy for others for ever: who has its namespace's lock removes it still, and if nobody has, it is shared from then on.
-func TestFolderWhoseRemovalWasCutOffCanBeUsed(t *testing.T) {
+// A folder is removed by whom it was made for, unless another namespace uses it; while it is removed nobody else gets it, and a removal that a crash cut off keeps nobody from it.
+func TestFolderIsRemovedOrShared(t *testing.T) {
 	dir := t.TempDir()
 	l := ledger(t, dir)
+	count := 0
+	remove := func(err error) func() error { return func() error { count++; return err } }
 	must(t, l.Own("1:1", 7))
-	must(t, os.Rename(filepath.Join(dir, owned+"1:1"), filepath.Join(dir, going+"1:1")))
-	lock, err := l.LockNS(7)
-	must(t, err)
-	if err := l.Share("1:1", 8); err == nil || wire.AsError(err).Code != wire.Busy {
-		t.Errorf("while it is removed: %v", err)
+	if err := l.Disown("1:1", 8, remove(nil)); !errors.Is(err, fs.ErrExist) || count != 0 {
+		t.Errorf("what was made for another namespace: %v", err)
 	}
-	lock.Unlock()
+	if err := l.Disown("1:1", 7, remove(fs.ErrPermission)); !errors.Is(err, fs.ErrPermission) || count != 1 {
+		t.Errorf("what cannot be removed: %v", err)
+	}
+	must(t, l.Disown("1:1", 7, func() error {
+		if err := l.Share("1:1", 8); err == nil || wire.AsError(err).Code != wire.Busy {
+			t.Errorf("while it is removed: %v", err)
+		}
+		return nil
+	}))
+	must(t, l.Share("1:1", 8)) // its number is another's now
+	must(t, l.Disown("1:1", 7, remove(nil)))
+	must(t, l.Own("1:1", 7))
+	must(t, l.Share("1:1", 7))
 	must(t, l.Share("1:1", 8))
-	removed := false
-	if err := l.Disown("1:1", 7, func() error { removed = true; return nil }); !errors.Is(err, fs.ErrExist) || removed {
+	if err := l.Disown("1:1", 7, remove(nil)); !errors.Is(err, fs.ErrExist) || count != 2 {
 		t.Errorf("what another namespace uses is removed: %v", err)
+	}
+	must(t, l.Own("1:1", 9))
+	must(t, l.Disown("1:1", 9, remove(nil)))
+	if left := names(t, dir); len(left) != 1 || count != 3 {
+		t.Errorf("left: %q", left)
 	}
 }
 
