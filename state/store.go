@@ -20,10 +20,9 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/bindgate/bindgate/wire"
 	"github.com/google/renameio/v2"
 	"golang.org/x/sys/unix"
-
-	"github.com/bindgate/bindgate/wire"
 )
 
 const (
@@ -51,12 +50,11 @@ func Open(dir, boot string, durable bool) (*Store, error) {
 	return &Store{root: root, dir: dir, boot: boot, uid: uint32(os.Geteuid()), durable: durable}, nil
 }
 
-// Close closes the folder.
 func (s *Store) Close() error { return s.root.Close() }
 
-// A Record is what a file of the store says.
+// A Record is what a file of the store says, and in which boot it was written.
 type Record struct {
-	Boot    string // the boot in which it was written
+	Boot    string
 	Payload []byte
 }
 
@@ -70,14 +68,11 @@ func encode(boot string, payload []byte) []byte {
 
 func decode(data []byte) (Record, error) {
 	line, payload, _ := bytes.Cut(data, []byte{'\n'})
-	var schema, size int
-	var boot string
-	if _, err := fmt.Sscanf(string(line), "bindgate-record schema=%d boot=%s size=%d", &schema, &boot, &size); err != nil {
-		return Record{}, errors.New("its first line is not that of a record")
-	} else if schema > Schema {
+	schema, boot := 0, ""
+	if _, err := fmt.Sscanf(string(line), "bindgate-record schema=%d boot=%s ", &schema, &boot); err == nil && schema > Schema {
 		return Record{}, fmt.Errorf("its schema %d is newer than %d", schema, Schema)
-	} else if !bytes.Equal(encode(boot, payload), data) {
-		return Record{}, errors.New("its checksum or size is wrong")
+	} else if err != nil || !bytes.Equal(encode(boot, payload), data) {
+		return Record{}, errors.New("its first line is not that of a record, or its checksum or size is wrong")
 	}
 	return Record{boot, payload}, nil
 }
@@ -109,7 +104,7 @@ func (s *Store) Read(name string) (Record, error) {
 	return r, nil
 }
 
-// Write makes payload the record name, whole or not at all. When it returns without error the record is on disk. Errors have the code system.
+// Write makes payload the record name, whole or not at all. When it returns without error the record is on disk. Errors: limit_exceeded, system.
 func (s *Store) Write(name string, payload []byte) error {
 	if len(payload) > MaxRecord-1024 { // the first line is shorter
 		return wire.Errorf(wire.LimitExceeded, "state", "cannot write the record %s/%s: it would be over %d bytes", s.dir, name, MaxRecord)
