@@ -6,17 +6,12 @@ import (
 	"strconv"
 )
 
-// The helper's operations.
+// The helper's operations; the modes of a mount; where a container sees its sandbox directory unless told otherwise (Mesos' --sandbox_directory).
 const (
 	OpAttach, OpDetach, OpQuery, OpSweep          = "attach", "detach", "query", "sweep"
 	OpCreateVolume, OpRemoveVolume, OpListVolumes = "create-volume", "remove-volume", "list-volumes"
+	ModeRO, ModeRW, DefaultSandbox                = "ro", "rw", "/mnt/mesos/sandbox"
 )
-
-// Modes of a mount.
-const ModeRO, ModeRW = "ro", "rw"
-
-// DefaultSandbox is where a container sees its sandbox directory unless told otherwise (Mesos' --sandbox_directory).
-const DefaultSandbox = "/mnt/mesos/sandbox"
 
 // A Request is what a caller asks of the helper. Which fields an operation takes is in the tables below; the others are zero.
 type Request struct {
@@ -58,8 +53,7 @@ var (
 	blockMay  = map[string][]string{OpAttach: {"subpath", "noexec", "idmap"}}
 )
 
-// DecodeRequest parses a request and checks all that can be checked without looking at the system: known operation and keys, every value in its range. Errors are invalid_request (65) or
-// limit_exceeded (77).
+// DecodeRequest parses a request and checks all that can be checked without looking at the system: known operation and keys, every value in its range. Errors are invalid_request or limit_exceeded.
 func DecodeRequest(data []byte) (*Request, error) {
 	m, err := Decode(data, MaxRequest, MaxBlocks)
 	if err != nil {
@@ -71,14 +65,17 @@ func DecodeRequest(data []byte) (*Request, error) {
 	} else if len(m.Blocks) > 0 && blockMust[op] == nil || len(m.Blocks) == 0 && op == OpAttach {
 		return nil, invalid("cannot do %s with %d mount=", op, len(m.Blocks))
 	}
+	absolute, path := func(p Path) bool { return p.Absolute }, func(Path) bool { return true }
+	below := func(p Path) bool { return !p.Absolute && len(p.Components) > 0 }
 	h := &values{Fields: m.Head}
 	r := &Request{Op: op, Owner: h.text("owner", CheckOwner), Container: h.text("container", CheckContainer), PID: int(h.number("pid", 10, 1, 1<<22)), Start: h.number("start", 10, 1, 1<<63-1),
-		Rootfs: h.text("rootfs", absolute), Directory: h.text("directory", absolute), Sandbox: h.text("sandbox", absolute), Lazy: h.flag("lazy"), Forget: h.flag("forget"),
+		Rootfs: h.path("rootfs", absolute), Directory: h.path("directory", absolute), Sandbox: h.path("sandbox", absolute), Lazy: h.flag("lazy"), Forget: h.flag("forget"),
 		Name: h.text("name", CheckVolumeName), Mode: h.optional("mode", 8, 0o3777), UID: h.optional("uid", 10, 1<<32-2), GID: h.optional("gid", 10, 1<<32-2), Mounts: []Mount{}}
 	err = cmp.Or(keys(m.Head, append(headMust[op], "op"), headMay[op]), h.err)
 	for _, fields := range m.Blocks {
 		b := &values{Fields: fields}
-		r.Mounts = append(r.Mounts, Mount{Path: b.text("mount", anyPath), Source: b.text("source", absolute), Mode: b.text("mode", mode), Subpath: b.text("subpath", below), NoExec: b.flag("noexec"), IDMap: b.flag("idmap")})
+		r.Mounts = append(r.Mounts, Mount{Path: b.path("mount", path), Source: b.path("source", absolute), Subpath: b.path("subpath", below), NoExec: b.flag("noexec"), IDMap: b.flag("idmap"),
+			Mode: b.is("mode", "ro or rw", func(s string) bool { return s == ModeRO || s == ModeRW })})
 		err = cmp.Or(err, keys(fields, blockMust[op], blockMay[op]), b.err)
 	}
 	if err != nil {
@@ -116,17 +113,33 @@ func (v *values) text(key string, check func(string) error) string {
 	return s
 }
 
+func (v *values) is(key, what string, ok func(string) bool) string {
+	return v.text(key, func(s string) error {
+		if ok(s) {
+			return nil
+		}
+		return invalid("cannot use %s=%s: it is %s", key, quote(s), what)
+	})
+}
+
 func (v *values) flag(key string) bool {
-	return v.text(key, func(s string) error { return unless(s == "1", "cannot use "+key+"=%s: it is 1 or left out", s) }) != ""
+	return v.is(key, "1 or left out", func(s string) bool { return s == "1" }) != ""
+}
+
+func (v *values) path(key string, ok func(Path) bool) string {
+	return v.is(key, "a path without .. and within the kernel's limits, absolute on the host, relative in a volume", func(s string) bool {
+		p, err := ParsePath(s)
+		return err == nil && ok(p)
+	})
 }
 
 // number takes digits only: no sign, no space, no leading zero but in octal.
-func (v *values) number(key string, base int, min, max uint64) uint64 {
+func (v *values) number(key string, base int, min, max uint64) (n uint64) {
 	format := func(n uint64) string { return strconv.FormatUint(n, base) }
-	n, err := uint64(0), error(nil)
-	v.text(key, func(s string) error {
-		n, err = strconv.ParseUint(s, base, 64)
-		return unless(err == nil && n >= min && n <= max && (base == 8 || format(n) == s), "cannot use "+key+"=%s: it is a number from "+format(min)+" to "+format(max), s)
+	v.is(key, "a number from "+format(min)+" to "+format(max), func(s string) bool {
+		parsed, err := strconv.ParseUint(s, base, 64)
+		n = parsed
+		return err == nil && n >= min && n <= max && (base == 8 || format(n) == s)
 	})
 	return n
 }
@@ -136,27 +149,4 @@ func (v *values) optional(key string, base int, max uint64) *uint32 {
 		return nil
 	}
 	return new(uint32(v.number(key, base, 0, max)))
-}
-
-func anyPath(v string) error { _, err := ParsePath(v); return err }
-
-func absolute(v string) error {
-	p, err := ParsePath(v)
-	return cmp.Or(err, unless(p.Absolute, "cannot use the path %s: it must be absolute", v))
-}
-
-func below(v string) error {
-	p, err := ParsePath(v)
-	return cmp.Or(err, unless(!p.Absolute && len(p.Components) > 0, "cannot use subpath=%s: it must be relative, below the volume's root", v))
-}
-
-func mode(v string) error {
-	return unless(v == ModeRO || v == ModeRW, "cannot use mode=%s: it is ro or rw", v)
-}
-
-func unless(ok bool, format, value string) error {
-	if ok {
-		return nil
-	}
-	return invalid(format, quote(value))
 }
