@@ -118,7 +118,7 @@ func (a *Attachment) judgeMounts() {
 	below, err := namespace.ListMounts(id, 0, 0)
 	namespace.Check(e, wire.System, "stage", "cannot examine %s", a.Source.Path)
 	a.Source.forbid(a.Source.mounts >= 0 && a.Source.mounts != len(below), "", "of the %d mounts in it %d could be cloned (one may be unbindable), so that what the others cover would show", a.Source.mounts, len(below))
-	a.Source.forbid(err != nil || len(below) == namespace.MaxMounts, "", "the mounts in it cannot be listed, or are %d or more")
+	a.Source.forbid(err != nil || len(below) == namespace.MaxMounts, "", "the mounts in it cannot be listed, or are %d or more", namespace.MaxMounts)
 	for _, sub := range below {
 		m, err := namespace.StatMount(sub, 0)
 		namespace.Check(err, wire.System, "stage", "cannot examine a mount in %s", a.Source.Path)
