@@ -53,18 +53,15 @@ func (a *Attachment) Clone(t *namespace.Target) {
 	namespace.Check(err, wire.SourceForbidden, "tree", "cannot map the ids of %s: its filesystem or a mount in it cannot be idmapped", a.Source.Path)
 }
 
-// Stage gives every tree its final attributes where nobody can see it, and locks them.
-//
-// A container's root with SYS_ADMIN, in its own user namespace or in the host's, can remount what was moved in: rw, suid, dev. The kernel does not allow that for a mount that was copied
-// into a mount namespace of another, less privileged user namespace: such a copy has its attributes locked, and a clone of it keeps the locks (mount_namespaces(7), "Restrictions on mount
-// namespaces"). So the trees pass through one:
+// Stage gives every tree its final attributes where nobody can see it, and locks them. A container's root with SYS_ADMIN can remount what was moved in: rw, suid, dev; but not a mount that was copied into a mount
+// namespace of a less privileged user namespace, whose attributes are locked, as those of its clones are (mount_namespaces(7), "Restrictions on mount namespaces"). So the trees pass through one:
 //
 //  1. On this thread, enter a private copy of the container's mount namespace (a copy of the host's would cost by the number of its mounts) and put an empty tmpfs on its root. Nobody else is in it.
 //  2. Move each tree onto a name in that tmpfs, look at every mount in it: allowed type, sealed. What is checked is what will be attached, so nothing can be mounted in between (T45).
 //  3. Set the attributes, recursively (T23).
 //  4. One child, with a fresh user and mount namespace, sees locked copies, clones each and leaves the clones in our descriptor table.
 //
-// A volume that lands in another one of the request is then resolved in that one's tree. list is in the order of Order. The thread is left in the staging namespace; the next Enter leaves it, and with the last descriptor it vanishes. Dies of source_forbidden, unsupported_kernel, system.
+// A volume that lands in another one of list, which is in the order of Order, is then resolved in that one's tree. The next Enter leaves the staging namespace. Dies of source_forbidden, unsupported_kernel, system.
 func Stage(list []*Attachment, ns namespace.NS, lock bool) {
 	ns.Enter()
 	top := stagingRoot()
@@ -157,8 +154,7 @@ func cloneInChild(slots []int, names [][5]byte) syscall.Errno {
 	}
 }
 
-// childErrno is what the child leaves in the memory that it shares with us. Its exit status comes later, and nobody needs to wait for that (docs/adr/0016).
-var childErrno syscall.Errno
+var childErrno syscall.Errno // what the child leaves in the memory that it shares with us; its exit status comes later, and nobody needs to wait for that (docs/adr/0016)
 
 // Reap takes the child, if it has ended by now; else init does, once we have.
 func Reap() { unix.Wait4(-1, nil, unix.WNOHANG|unix.WALL, nil) }
@@ -186,8 +182,7 @@ func cloneInto(slots []int, names [][5]byte) syscall.Errno {
 	return 0
 }
 
-// Attach moves the tree onto its mountpoint, which was made, in the container's mount namespace, which the calling thread has entered. It refuses a mountpoint that the container changed,
-// and one whose mount propagates to others (T22). If it dies, Undo takes back what was done of it.
+// Attach moves the tree onto its mountpoint in the mount namespace that the calling thread has entered. It refuses one that the container changed, and one whose mount propagates to others (T22). Undo takes it back.
 func (a *Attachment) Attach(allowShared bool) {
 	a.Point.Check()
 	path := a.Point.Path()

@@ -15,8 +15,8 @@ func busy(r *wire.Recorded, cond bool, format string, args ...any) {
 	namespace.Hint("end what uses it, or detach with --lazy").DieIf(cond, wire.Busy, "detach", "cannot detach %s: "+format, append([]any{r.Target}, args...)...)
 }
 
-// Unused checks that nobody uses the mounts of list in the namespace that the calling thread has entered: that no mount of keep, which are others' attachments, lies on or below them, and unless lazy that
-// the container mounted nothing there but what is in list too, and that no process has anything open there. Dies of busy.
+// Unused checks that nobody uses the mounts of list in the thread's namespace: no mount of keep, which are others' attachments, lies there, and unless lazy nothing else that is not in list, and no process has
+// anything open there. Dies of busy.
 func Unused(h *namespace.Host, ns namespace.NS, list []*wire.Recorded, keep []uint64, lazy bool) {
 	for _, r := range list {
 		m, err := namespace.StatMount(r.ID, 0)
@@ -56,8 +56,7 @@ func Detach(h *namespace.Host, r *wire.Recorded, lazy bool, removal Removal) {
 	unmake(r, m.Point, removal)
 }
 
-// unmake removes what was made for the mount, in the directory that was the container's root, wherever that is now: the namespace's root, or before the pivot the rootfs. A mount that was moved elsewhere
-// before it went, last seen at point, leaves its place to the container.
+// unmake removes what was made for the mount in the directory that was the container's root, which is the namespace's, or before the pivot the rootfs. One that was moved, last seen at point, leaves its place.
 func unmake(r *wire.Recorded, point string, removal Removal) {
 	for _, prefix := range []string{"", r.Prefix} {
 		root, err := openPoint(cmp.Or(prefix, "/"), false)

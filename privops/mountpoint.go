@@ -29,8 +29,7 @@ type Place struct {
 	tmpfs       uint64 // device of one that is not mounted on the host
 }
 
-// down is how openat2 takes one step: to what lies below, and never over a link.
-const down = unix.RESOLVE_BENEATH | unix.RESOLVE_NO_SYMLINKS | unix.RESOLVE_NO_MAGICLINKS
+const down = unix.RESOLVE_BENEATH | unix.RESOLVE_NO_SYMLINKS | unix.RESOLVE_NO_MAGICLINKS // how openat2 takes a step: to what lies below, and never over a link
 
 // Open opens names beneath the directory dir, as a handle only. It goes name by name, follows no link, and asks each mount that it comes to for its type before it looks anything up in it: a FUSE server is
 // never asked, since it could hang whoever does (EREMOTE, T45); with fuse, what is opened may be the root of its mount. ns is the id of the mount namespace that all of it is in; 0 is the calling thread's.
@@ -152,8 +151,7 @@ func (p *Place) Resolve(path wire.Path, dir bool) *Mountpoint {
 	return m
 }
 
-// within refuses what lies outside the sandbox, since a link in it must not lead out, and for a container that shares the host's root what is not under host_paths. A walk may look at what is on the way to
-// those, but at nothing else, so that no error tells what there is elsewhere (T21, T31).
+// within refuses what a link in the sandbox leads out to, and on the host's root what is not under host_paths, or on the way to them: no error shall tell what there is elsewhere (T21, T31).
 func (m *Mountpoint) within(at wire.Path, onTheWay bool) {
 	roots, why := []wire.Path{m.place.sandboxPath}, "it leads out of the sandbox directory"
 	if m.asked.Absolute {
@@ -229,8 +227,7 @@ func (m *Mountpoint) moveTo(fd int) {
 	m.fd = fd
 }
 
-// moveInto resolves the mountpoint again, since it lies in another volume of the same request, where it must exist. That volume is not attached yet: the tree that will be is looked at, so all is known
-// before anything is visible.
+// moveInto resolves the mountpoint again in the tree of another volume of the request, in which it lies and must exist: so all is known before anything is visible.
 func (m *Mountpoint) moveInto(outer *Mountpoint, tree int) {
 	rest := strings.Join(m.names[len(outer.names):], "/")
 	fd, err := unix.Openat2(tree, rest, &unix.OpenHow{Flags: unix.O_PATH | unix.O_CLOEXEC, Resolve: down}) // judged already, mount by mount
@@ -240,8 +237,7 @@ func (m *Mountpoint) moveInto(outer *Mountpoint, tree int) {
 	m.fits()
 }
 
-// mayMake checks that what is missing may be made where it is missing: on the container's root mount, its sandbox mount, or a tmpfs that is mounted nowhere on the host (docs/adr/0017). Any other mount in a
-// container is somebody else's files.
+// mayMake checks where something is to be made: the container's root mount, its sandbox mount, or a tmpfs that is mounted nowhere on the host (docs/adr/0017). Any other mount is somebody else's files.
 func (m *Mountpoint) mayMake() {
 	var st unix.Stat_t
 	p, here := m.place, m.here()
@@ -257,8 +253,8 @@ func (m *Mountpoint) mayMake() {
 	namespace.Hint("create the path in what is mounted there").DieIf(other, wire.TargetForbidden, "target", "cannot create %s in the container: %s is another mount, in which nothing is made", m.asked, absolute(here))
 }
 
-// Make makes the missing components, 0755, as the container's root would: with its file system ids, so that the kernel's own checks apply and there is never a moment with another owner (FACTS 3). A
-// directory that somebody else made meanwhile is used. What is made is told to made, as RootID says. Dies of target_forbidden, system.
+// Make makes the missing components, 0755, with the file system ids of the container's root, so that the kernel's own checks apply and there is never a moment with another owner (FACTS 3). A directory that
+// somebody else made meanwhile is used. What is made is told to made, as RootID says. Dies of target_forbidden, system.
 func (m *Mountpoint) Make(made func(folder string)) {
 	for m.made < m.missing {
 		dir, at, next := m.dir || m.made+1 < m.missing, m.names[:len(m.here())+1], -1
@@ -312,8 +308,7 @@ func Sure(err error, path string) {
 	namespace.DieIf(ledger || unknown, wire.System, "detach", "cannot remove what was made at %s: %v", path, err)
 }
 
-// RemoveMade removes what was made for r beneath the directory root, as the container's root user, if it is empty, the deepest first, until one is not. It must lie in the very directory r.Base and on its
-// mount: what covers it now is not ours. No link is followed.
+// RemoveMade removes what was made for r beneath the directory root, as the container's root user, the deepest first, until one is not empty. It must lie in the very directory r.Base and on its mount.
 func RemoveMade(root int, r *wire.Recorded, removal Removal) {
 	names, top, err := components(r.Path), -1, error(nil)
 	first := max(0, len(names)-r.Made) // of a record that cannot be, none is in base
@@ -342,7 +337,6 @@ func RemoveMade(root int, r *wire.Recorded, removal Removal) {
 	Sure(err, r.Path)
 }
 
-// removeEmpty removes an empty directory or file.
 func removeEmpty(dir int, name string) error {
 	var st unix.Stat_t
 	err := unix.Unlinkat(dir, name, unix.AT_REMOVEDIR)

@@ -8,8 +8,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Volumes is the folder of the local driver's volumes, and a descriptor of it: root's, 0700, so that the policy process can neither read nor change what jobs store. A volume is a directory in it under its own
-// name. A name with a dot before it cannot be a volume's: those are volumes being made or removed. Callers hold the lock of the volume's name.
+// Volumes is the folder of the local driver's volumes, root's, 0700, and a descriptor of it. A volume is a directory in it under its own name; names with a dot before them are volumes being made or removed.
+// Callers hold the lock of the volume's name.
 type Volumes struct {
 	FD   int
 	Path string
@@ -22,14 +22,12 @@ type Volume struct {
 	Born           int64
 }
 
-// Get returns the volume name, and whether there is one.
 func (v *Volumes) Get(name string) (Volume, bool) {
 	var stx unix.Statx_t
 	err := unix.Statx(v.FD, name, unix.AT_SYMLINK_NOFOLLOW, unix.STATX_BASIC_STATS|unix.STATX_BTIME, &stx)
 	return Volume{name, v.Path + "/" + name, uint32(stx.Mode) & 0o7777, stx.Uid, stx.Gid, stx.Btime.Sec}, err == nil && stx.Mode&unix.S_IFMT == unix.S_IFDIR
 }
 
-// List returns all volumes.
 func (v *Volumes) List() (list []Volume) {
 	names, err := namespace.Entries(v.FD, 1<<16)
 	namespace.Check(err, wire.System, "volume", "cannot list %s", v.Path)
@@ -63,8 +61,7 @@ func (v *Volumes) Create(name string, mode, uid, gid uint32) bool {
 	return true
 }
 
-// Remove removes the volume name and all in it. It first takes the name away, in one step, then empties the directory, following no link and crossing no mount. Interrupted, it goes on when called
-// again. Dies of volume_not_found, busy if something is mounted on it or in it, system.
+// Remove takes the name away, in one step, then empties the directory, following no link and crossing no mount. Interrupted, it goes on when called again. Dies of volume_not_found, busy if something is mounted in it, system.
 func (v *Volumes) Remove(name string) {
 	id, _, err := namespace.MountOf(v.FD)
 	mounted := err == nil && MountsIn(id, 0, v.Path+"/"+name+"/") > 0 // before anything is removed
@@ -87,8 +84,7 @@ func (v *Volumes) Remove(name string) {
 	}
 }
 
-// purge empties and removes the directory top. The tree may be deeper than there are descriptors: what a directory holds that is not empty is moved up to top, under a new name, and emptied there, so no
-// more than two directories are open at a time.
+// purge empties and removes the directory top. The tree may be deeper than there are descriptors: a directory in it that is not empty is moved up to top, and emptied there, so only two are open at a time.
 func (v *Volumes) purge(top string) error {
 	moved := 0
 	return emptyDir(v.FD, top, func(t int, name string) error {
