@@ -36,7 +36,6 @@ const (
 type Store struct {
 	root      *os.Root
 	dir, boot string
-	uid       uint32 // whose every record must be
 	durable   bool
 }
 
@@ -47,7 +46,7 @@ func Open(dir, boot string, durable bool) (*Store, error) {
 	if err != nil {
 		return nil, wire.Errorf(wire.Config, "state", "cannot open the folder of records %s: %v", dir, plain(err)).Because(err)
 	}
-	return &Store{root: root, dir: dir, boot: boot, uid: uint32(os.Geteuid()), durable: durable}, nil
+	return &Store{root, dir, boot, durable}, nil
 }
 
 func (s *Store) Close() error { return s.root.Close() }
@@ -80,7 +79,7 @@ func decode(data []byte) (Record, error) {
 // Read returns the record name. Errors: not_found, which matches fs.ErrNotExist; state_corrupt for one that cannot be trusted; system.
 func (s *Store) Read(name string) (Record, error) {
 	var f *os.File
-	ours := func(i fs.FileInfo) bool { return i.Mode().IsRegular() && i.Sys().(*syscall.Stat_t).Uid == s.uid }
+	ours := func(i fs.FileInfo) bool { return i.Mode().IsRegular() && int(i.Sys().(*syscall.Stat_t).Uid) == os.Geteuid() }
 	info, err := s.root.Lstat(name + ext)
 	if err == nil && ours(info) { // os.Root follows links that stay within it; another's, or a socket, may not open
 		if f, err = s.root.OpenFile(name+ext, os.O_RDONLY|syscall.O_NONBLOCK, 0); err == nil {
@@ -109,20 +108,15 @@ func (s *Store) Write(name string, payload []byte) error {
 	if len(payload) > MaxRecord-1024 { // the first line is shorter
 		return wire.Errorf(wire.LimitExceeded, "state", "cannot write the record %s/%s: it would be over %d bytes", s.dir, name, MaxRecord)
 	}
-	f, err := renameio.NewPendingFile(name+ext, renameio.WithRoot(s.root), renameio.WithPermissions(0o600))
-	if err == nil {
-		defer f.Cleanup()
-		if _, err = f.Write(encode(s.boot, payload)); err == nil {
-			err = f.CloseAtomicallyReplace()
-		}
-	}
-	return s.sync("write", name, err)
+	return s.sync("write", name, renameio.WriteFile(name+ext, encode(s.boot, payload), 0o600, renameio.WithRoot(s.root)))
 }
 
 // Remove removes the record name; one that is not there is no error.
-func (s *Store) Remove(name string) error {
-	if err := s.root.Remove(name + ext); !errors.Is(err, fs.ErrNotExist) {
-		return s.sync("remove", name, err)
+func (s *Store) Remove(name string) error { return s.sync("remove", name, s.unlink(name+ext)) }
+
+func (s *Store) unlink(file string) error {
+	if err := s.root.Remove(file); !errors.Is(err, fs.ErrNotExist) {
+		return err
 	}
 	return nil
 }
@@ -154,14 +148,10 @@ func (s *Store) SweepTemporary(key func(record string) (key uint64, mine bool)) 
 		name, ok := strings.CutSuffix(strings.TrimRight(e, "0123456789"), ext)
 		name, dot := strings.CutPrefix(name, ".")
 		if k, mine := key(name); ok && dot && mine {
-			lock, busy := s.Lock(NoWait, k)
-			if busy != nil {
-				continue
+			if lock, busy := s.Lock(NoWait, k); busy == nil {
+				err = cmp.Or(err, s.failed("remove a temporary file of", name, s.unlink(e)))
+				lock.Unlock()
 			}
-			if e := s.root.Remove(e); e != nil && !errors.Is(e, fs.ErrNotExist) {
-				err = cmp.Or(err, s.failed("remove a temporary file of", name, e))
-			}
-			lock.Unlock()
 		}
 	}
 	return err
