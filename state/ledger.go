@@ -12,8 +12,8 @@ import (
 	"github.com/bindgate/bindgate/wire"
 )
 
-// A Ledger is the helper's memory of what it attached: one record per mount namespace, named by its 64-bit id, and for each container an index entry, a symlink whose text is that id; another for each folder
-// that was made. The kernel knows the rest: whether a recorded mount is there is asked of it by the mount's unique id, so a record is written before the attach and need not be touched after.
+// A Ledger is the helper's memory of what it attached: one record per mount namespace, named by its 64-bit id; for each container and each folder that was made an entry, a symlink whose text is that id. Whether
+// a recorded mount is there is asked of the kernel, by the mount's unique id, so a record is written before the attach and need not be touched after.
 type Ledger struct{ *Store }
 
 // A LedgerRecord is all that is attached in one mount namespace: its 64-bit id, its inode number, to open it by handle, and its mounts.
@@ -75,8 +75,7 @@ func (l *Ledger) Share(folder string, ns uint64) error {
 	return nil
 }
 
-// Disown calls remove for a folder that was made for ns, unless it is nobody's. One without an entry is: a crash came between. Errors: fs.ErrExist for what is not ns' to remove, system where the ledger
-// cannot tell, and what remove says.
+// Disown calls remove for a folder that was made for ns, or has no entry: a crash came between. Errors: fs.ErrExist for what is not ns' to remove, system where the ledger cannot tell, and what remove says.
 func (l *Ledger) Disown(folder string, ns uint64, remove func() error) error {
 	lock, err := l.LockName(owned + folder)
 	if err != nil {
@@ -169,8 +168,7 @@ func (l *Ledger) Namespaces() (ids []uint64, err error) {
 	return ids, err
 }
 
-// SweepIndex removes the entries that name a namespace whose record knows nothing of them; under its lock, since an attach writes the entry first, and the container's, since the attach may be to another
-// namespace. What is still locked when ctx ends is left for another time.
+// SweepIndex removes the entries of which the record of the namespace that they name knows nothing; under both locks, since an attach writes the entry first. What is locked until ctx ends is left for another time.
 func (l *Ledger) SweepIndex(ctx context.Context) {
 	entries, _ := l.entries()
 	for _, e := range entries {

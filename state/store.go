@@ -39,8 +39,7 @@ type Store struct {
 	durable   bool
 }
 
-// Open opens the folder of a store, which must exist. boot is the boot_id that is written into records. A durable store survives the loss of power: after each change the folder is synced too, which
-// renameio leaves to its caller. The ledger need not be, since what it describes does not outlive the boot.
+// Open opens the folder of a store, which must exist. boot is the boot_id that is written into records. A durable store survives the loss of power: after each change the folder is synced too.
 func Open(dir, boot string, durable bool) (*Store, error) {
 	root, err := os.OpenRoot(dir)
 	if err != nil {
@@ -79,7 +78,9 @@ func decode(data []byte) (Record, error) {
 // Read returns the record name. Errors: not_found, which matches fs.ErrNotExist; state_corrupt for one that cannot be trusted; system.
 func (s *Store) Read(name string) (Record, error) {
 	var f *os.File
-	ours := func(i fs.FileInfo) bool { return i.Mode().IsRegular() && int(i.Sys().(*syscall.Stat_t).Uid) == os.Geteuid() }
+	ours := func(i fs.FileInfo) bool {
+		return i.Mode().IsRegular() && int(i.Sys().(*syscall.Stat_t).Uid) == os.Geteuid()
+	}
 	info, err := s.root.Lstat(name + ext)
 	if err == nil && ours(info) { // os.Root follows links that stay within it; another's, or a socket, may not open
 		if f, err = s.root.OpenFile(name+ext, os.O_RDONLY|syscall.O_NONBLOCK, 0); err == nil {
@@ -166,7 +167,7 @@ func (s *Store) entries() (names []string, err error) {
 	return names, s.failed("list", ".", err)
 }
 
-// sync ends a change: if it went well, what it changed in the folder is put on disk.
+// sync ends a change: if it went well, what it changed in the folder is put on disk, which renameio leaves to its caller. The ledger need not be: what it describes does not outlive the boot.
 func (s *Store) sync(verb, name string, err error) error {
 	if err == nil && s.durable {
 		var d *os.File
@@ -178,7 +179,6 @@ func (s *Store) sync(verb, name string, err error) error {
 	return s.failed(verb, name, err)
 }
 
-// failed says what err, if it is one, kept from being done.
 func (s *Store) failed(verb, name string, err error) error {
 	if err == nil {
 		return nil
@@ -194,11 +194,10 @@ func plain(err error) error {
 	return err
 }
 
-// lockFile is the one file on which a store's locks are held. A lock is one byte of it, so there is no file per lock to make, to leave behind or to remove while somebody waits for it. It is an open file
-// description lock (fcntl_locking(2)): it goes when its holder does, however that ends.
+// lockFile is the one file on which a store's locks are held, each on one byte of it, so that there is no file per lock to make, to leave behind or to remove while somebody waits for it.
 const lockFile = ".lock"
 
-// A Lock is held until Unlock, or until the process ends. Whoever has its open file description holds it too. The zero Lock is held by nobody.
+// A Lock is an open file description lock (fcntl_locking(2)): it is held until Unlock, or until nobody has its open file description any more, however that ends. The zero Lock is held by nobody.
 type Lock struct{ F *os.File }
 
 func (l *Lock) Unlock() { l.F.Close() }

@@ -54,8 +54,8 @@ func ParsePaths(list []string) (out []Path) {
 	return out
 }
 
-// CheckID checks an id: [A-Za-z0-9][A-Za-z0-9_.:-]{0,127}. The rule keeps it usable as part of a file name (T28). what names it in the error, which is invalid_request. A container's is one, an owner is
-// one of at most 32 bytes. A local volume's name is Docker's for its local driver ([a-zA-Z0-9][a-zA-Z0-9_.-]*), but that one character is enough, and at most 248 bytes leave room for a prefix in a file name.
+// CheckID checks an id: [A-Za-z0-9][A-Za-z0-9_.:-]{0,127}, so usable in a file name (T28). what names it in the error, which is invalid_request. A container's is one, an owner is one of at most 32 bytes. A local
+// volume's name is Docker's for its local driver ([a-zA-Z0-9][a-zA-Z0-9_.-]*), but that one character is enough, and at most 248 bytes leave room for a prefix in a file name.
 func CheckID(what, s string) error   { return checkName(what, s, "_.:-", 128) }
 func CheckContainer(s string) error  { return CheckID("container", s) }
 func CheckOwner(s string) error      { return checkName("owner", s, "_.:-", 32) }

@@ -1,8 +1,7 @@
 // Package wire is all that both sides of the privilege boundary share: the form of a request to bindgate-helper and of its reply, the error codes and the limits.
 //
-// A message is a sequence of key=value fields, each ended by a NUL byte. The first field is bindgate=1, the last is end=, and nothing follows it. A path cannot hold a NUL, so nothing is escaped and the
-// parser has no states to get wrong. The key mount= opens a block; the keys after it belong to that block. The helper's ledger stores its records in the same form, so that the privileged side has one
-// parser. docs/wire.md publishes the form.
+// A message is a sequence of key=value fields, each ended by a NUL byte. The first field is bindgate=1, the last is end=, and nothing follows it. A path cannot hold a NUL, so nothing is escaped and the parser has
+// no states to get wrong. The key mount= opens a block of keys. The ledger's records have the same form, so that the privileged side has one parser. docs/wire.md publishes it.
 package wire
 
 import (
@@ -13,16 +12,14 @@ import (
 	"unicode/utf8"
 )
 
-// Limits of a message. A request beyond them is refused before anything is opened (T07).
+// The value of the field bindgate= that this package speaks, and limits of a message. A request beyond them is refused before anything is opened (T07).
 const (
+	Version    = "1"
 	MaxRequest = 1 << 20  // bytes of a request
 	MaxReply   = 16 << 20 // bytes of a reply or of a ledger record
 	MaxBlocks  = 1024     // mount= blocks in a request; helper.toml may allow fewer
 	maxKeys    = 32       // keys in the head or in a block, and bytes of a key
 )
-
-// Version is the value of the field bindgate= that this package speaks.
-const Version = "1"
 
 // Fields are the fields of a message's head or of one of its blocks, in order. A value may hold any byte but NUL; in a request it is valid UTF-8 without control characters.
 type Fields []Field
@@ -37,7 +34,7 @@ func (f Fields) Lookup(key string) (string, bool) {
 	return f[i].Value, true
 }
 
-// Get returns the value of key, or "" if it is not there.
+// Get is Lookup, with "" for what is not there.
 func (f Fields) Get(key string) string {
 	v, _ := f.Lookup(key)
 	return v
@@ -70,8 +67,8 @@ func (m *Message) Encode() (b []byte) {
 	return b
 }
 
-// Decode parses a message of at most max bytes and maxBlocks blocks. It checks the form: version first, end last, keys of lower-case letters, dashes and underscores, no key twice in the head or in
-// one block. What the keys mean is the caller's to check. Errors have the code invalid_request, or limit_exceeded for too many blocks.
+// Decode parses a message of at most max bytes and maxBlocks blocks. It checks the form: version first, end last, keys of lower-case letters, dashes and underscores, none twice in the head or in one block. Errors:
+// invalid_request, or limit_exceeded for too many blocks.
 func Decode(data []byte, max, maxBlocks int) (*Message, error) {
 	rest, begun := bytes.CutPrefix(data, []byte("bindgate="+Version+"\x00"))
 	rest, ended := bytes.CutSuffix(rest, []byte("end=\x00"))
@@ -99,8 +96,7 @@ func Decode(data []byte, max, maxBlocks int) (*Message, error) {
 	return m, nil
 }
 
-// Printable returns s with every control character (C0, DEL, C1) and every byte that is not UTF-8 replaced by U+FFFD, so that what a container, a plugin or a caller chose cannot speak to a terminal
-// (T30).
+// Printable replaces every control character (C0, DEL, C1) and every byte that is not UTF-8 by U+FFFD, so that what a container, a plugin or a caller chose cannot speak to a terminal (T30).
 func Printable(s string) string {
 	return strings.Map(func(r rune) rune {
 		if r < 0x20 || r >= 0x7f && r < 0xa0 {
@@ -116,7 +112,6 @@ type Reply struct {
 	Blocks []Fields
 }
 
-// Encode returns the reply in the wire's form.
 func (r *Reply) Encode() []byte {
 	m := &Message{Head: Pairs("status", "ok"), Blocks: r.Blocks}
 	if e := r.Err; e != nil {
