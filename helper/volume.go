@@ -2,7 +2,6 @@ package main
 
 import (
 	"cmp"
-	"strconv"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -15,16 +14,13 @@ import (
 )
 
 // volume serves the local driver: create, remove and list its volumes.
-func (s *session) volume(r *wire.Request) (blocks []wire.Fields) {
+func (s *session) volume(r *wire.Request) []wire.Fields {
 	fd, _, err := conf.OpenTrusted(conf.VolumesDir(), unix.O_RDONLY|unix.O_DIRECTORY)
 	namespace.Pass(err)
 	must(conf.RootOwned(fd, conf.VolumesDir()))
 	v := &privops.Volumes{FD: fd, Path: conf.VolumesDir()}
 	if r.Op == wire.OpListVolumes && r.Name == "" {
-		for _, vol := range v.List() {
-			blocks = append(blocks, describe(vol))
-		}
-		return blocks
+		return v.List()
 	}
 	defer s.held(s.ledger.LockName("volume+" + r.Name)).Unlock()
 	if r.Op == wire.OpRemoveVolume {
@@ -36,13 +32,9 @@ func (s *session) volume(r *wire.Request) (blocks []wire.Fields) {
 		return nil
 	}
 	created := r.Op == wire.OpCreateVolume && v.Create(r.Name, *cmp.Or(r.Mode, new(uint32(0o755))), *cmp.Or(r.UID, new(uint32)), *cmp.Or(r.GID, new(uint32)))
-	vol, ok := v.Get(r.Name)
-	namespace.DieIf(!ok, wire.VolumeNotFound, "volume", "cannot find the local volume %s", r.Name)
-	return []wire.Fields{append(describe(vol), wire.Pairs("created", created)...)}
-}
-
-func describe(v privops.Volume) wire.Fields {
-	return wire.Pairs("mount", v.Path, "name", v.Name, "mode", strconv.FormatUint(uint64(v.Mode), 8), "uid", v.UID, "gid", v.GID, "time", v.Born)
+	vol := v.Get(r.Name)
+	namespace.DieIf(vol == nil, wire.VolumeNotFound, "volume", "cannot find the local volume %s", r.Name)
+	return []wire.Fields{append(vol, wire.Pairs("created", created)...)}
 }
 
 // keep keeps a local volume from being removed (unix.F_RDLCK), until the attach is on record, or from being attached (F_WRLCK), by somebody else. Whoever comes second is not kept waiting: busy.

@@ -1,6 +1,7 @@
 package privops
 
 import (
+	"slices"
 	"strconv"
 
 	"github.com/bindgate/bindgate/namespace"
@@ -15,33 +16,29 @@ type Volumes struct {
 	Path string
 }
 
-// A Volume is one local volume. Born is a Unix time in seconds.
-type Volume struct {
-	Name, Path     string
-	Mode, UID, GID uint32
-	Born           int64
-}
-
-func (v *Volumes) Get(name string) (Volume, bool) {
+// Get describes the volume name as the reply does (docs/wire.md); nil if there is none.
+func (v *Volumes) Get(name string) wire.Fields {
 	var stx unix.Statx_t
 	err := unix.Statx(v.FD, name, unix.AT_SYMLINK_NOFOLLOW, unix.STATX_BASIC_STATS|unix.STATX_BTIME, &stx)
-	return Volume{name, v.Path + "/" + name, uint32(stx.Mode) & 0o7777, stx.Uid, stx.Gid, stx.Btime.Sec}, err == nil && stx.Mode&unix.S_IFMT == unix.S_IFDIR
+	if err != nil || stx.Mode&unix.S_IFMT != unix.S_IFDIR || wire.CheckVolumeName(name) != nil {
+		return nil
+	}
+	return wire.Pairs("mount", v.Path+"/"+name, "name", name, "mode", strconv.FormatUint(uint64(stx.Mode)&0o7777, 8), "uid", stx.Uid, "gid", stx.Gid, "time", stx.Btime.Sec)
 }
 
-func (v *Volumes) List() (list []Volume) {
+// List describes all volumes.
+func (v *Volumes) List() (list []wire.Fields) {
 	names, err := namespace.Entries(v.FD, 1<<16)
 	namespace.Check(err, wire.System, "volume", "cannot list %s", v.Path)
 	for _, name := range names {
-		if vol, ok := v.Get(name); ok && wire.CheckVolumeName(name) == nil {
-			list = append(list, vol)
-		}
+		list = append(list, v.Get(name))
 	}
-	return list
+	return slices.DeleteFunc(list, func(f wire.Fields) bool { return f == nil })
 }
 
 // Create makes the volume name with this owner and mode, whole or not at all, and reports whether it did: one that exists is left as it is. Dies of system.
 func (v *Volumes) Create(name string, mode, uid, gid uint32) bool {
-	if _, ok := v.Get(name); ok {
+	if v.Get(name) != nil {
 		return false
 	}
 	check := func(err error) {
