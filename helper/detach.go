@@ -155,7 +155,7 @@ func (s *session) sweep(r *wire.Request) (gone []wire.Fields) {
 		}))
 	}
 	s.ledger.SweepIndex(ctx)
-	s.ledger.SweepTemporary(func(record string) (uint64, bool) { return state.Key(record), true })
+	s.ledger.SweepTemporary(func(string) bool { return true })
 	namespace.Pass(failed)
 	return gone
 }

@@ -105,23 +105,18 @@ func (a *Attachment) stage(top int, name string) {
 		check(unix.Mknodat(top, name, unix.S_IFREG|0o600, 0))
 	}
 	check(unix.MoveMount(a.tree, "", top, name, unix.MOVE_MOUNT_F_EMPTY_PATH))
-	a.judgeMounts()
-	check(unix.MountSetattr(a.tree, "", unix.AT_EMPTY_PATH|unix.AT_RECURSIVE, &unix.MountAttr{Attr_set: a.Attr}))
-}
-
-// judgeMounts judges what else is mounted in the source.
-func (a *Attachment) judgeMounts() {
-	id, _, e := namespace.MountOf(a.tree)
-	below, err := namespace.ListMounts(id, 0, 0)
-	namespace.Check(e, wire.System, "stage", "cannot examine %s", a.Source.Path)
+	id, _, err := namespace.MountOf(a.tree)
+	check(err)
+	below, err := namespace.ListMounts(id, 0, 0) // what else is mounted in the source
 	a.Source.forbid(a.Source.mounts >= 0 && a.Source.mounts != len(below), "", "of the %d mounts in it %d could be cloned (one may be unbindable), so that what the others cover would show", a.Source.mounts, len(below))
 	a.Source.forbid(err != nil || len(below) == namespace.MaxMounts, "", "the mounts in it cannot be listed, or are %d or more", namespace.MaxMounts)
 	for _, sub := range below {
 		m, err := namespace.StatMount(sub, 0)
-		namespace.Check(err, wire.System, "stage", "cannot examine a mount in %s", a.Source.Path)
+		check(err)
 		a.Source.forbid(isFUSE(m.Type) && !a.Source.allowFUSE, "root can set allow_fuse = true for its [[source]] in helper.toml", "a %s filesystem is mounted in it", m.Type)
 		a.Source.forbid(!a.Source.private && !strips(m), "", "a mount in it lacks nosuid or nodev, so it is not sealed")
 	}
+	check(unix.MountSetattr(a.tree, "", unix.AT_EMPTY_PATH|unix.AT_RECURSIVE, &unix.MountAttr{Attr_set: a.Attr}))
 }
 
 // cloneTrees replaces each descriptor in slots, a tree staged under its name in the working directory, by a detached clone of it, which with lock a child makes, so that its attributes are locked.

@@ -3,7 +3,6 @@
 package privops
 
 import (
-	"cmp"
 	"embed"
 	"fmt"
 	"runtime"
@@ -34,6 +33,11 @@ func capset(c uint64, call func(nr, a, b, c uintptr) (uintptr, uintptr, syscall.
 	return nil
 }
 
+// filters hold seccomp.list, which says what they let through, and why, as struct sock_filter, compiled beforehand, since that would cost more than all else at the start. A test compiles it again.
+//
+//go:embed seccomp_amd64.bpf seccomp_arm64.bpf
+var filters embed.FS
+
 // Reduce takes from the process what no operation needs, for good: the bounding and ambient set of this thread, the other capabilities of every thread, new privileges, the system calls that are not in the filter.
 // Then it reads back, thread by thread, that all of it holds (T36). Dies of config where the privilege was not there to begin with, of system, and of internal if the system did not do what it said.
 func Reduce(h *namespace.Host) {
@@ -47,7 +51,10 @@ func Reduce(h *namespace.Host) {
 	check("empty the ambient set", unix.Prctl(unix.PR_CAP_AMBIENT, unix.PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0))
 	check("drop capabilities", capset(allCaps, syscall.AllThreadsSyscall))
 	check("set no_new_privs", unix.Prctl(unix.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0))
-	check("install the system call filter", filterSyscalls()) // copies no_new_privs to every thread
+	filter, _ := filters.ReadFile("seccomp_" + runtime.GOARCH + ".bpf") // or else the next line panics, which ends the run
+	fprog := unix.SockFprog{Len: uint16(len(filter) / unix.SizeofSockFilter), Filter: (*unix.SockFilter)(unsafe.Pointer(&filter[0]))}
+	tid, _, e := unix.RawSyscall(unix.SYS_SECCOMP, unix.SECCOMP_SET_MODE_FILTER, unix.SECCOMP_FILTER_FLAG_TSYNC, uintptr(unsafe.Pointer(&fprog))) // copies no_new_privs to every thread
+	namespace.DieIf(e != 0 || tid != 0, wire.System, "capabilities", "cannot install the system call filter on every thread: %v (%d)", e, tid)
 	tasks := h.List("self/task")
 	namespace.DieIf(len(tasks) == 0, wire.System, "capabilities", "cannot read back the status of the threads")
 	for _, tid := range tasks { // by its own number: names below self/task are names below ours, and cost whoever reaps us milliseconds (docs/adr/0016)
@@ -86,17 +93,3 @@ func Confine(op string, less uint64) {
 
 // Relinquish drops every capability of the calling thread. It is the last step.
 func Relinquish() { capset(0, syscall.RawSyscall) }
-
-//go:embed seccomp_amd64.bpf seccomp_arm64.bpf
-var filters embed.FS // struct sock_filter, little-endian
-
-// filterSyscalls installs the filter on all threads. seccomp.list says what it lets through, and why; it is compiled beforehand, since that would cost more than all else at the start. A test compiles it again.
-func filterSyscalls() error {
-	filter, _ := filters.ReadFile("seccomp_" + runtime.GOARCH + ".bpf") // or else the next line panics, which ends the run
-	fprog := unix.SockFprog{Len: uint16(len(filter) / unix.SizeofSockFilter), Filter: (*unix.SockFilter)(unsafe.Pointer(&filter[0]))}
-	tid, _, e := unix.RawSyscall(unix.SYS_SECCOMP, unix.SECCOMP_SET_MODE_FILTER, unix.SECCOMP_FILTER_FLAG_TSYNC, uintptr(unsafe.Pointer(&fprog)))
-	if e == 0 && tid == 0 {
-		return nil
-	}
-	return cmp.Or(e, unix.ESRCH) // a thread that could not be synchronised
-}

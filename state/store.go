@@ -30,6 +30,7 @@ const (
 	MaxRecord  = 16 << 20  // bytes; a longer file is corrupt
 	ext        = ".rec"    // of every record's file. It ends in no digit, so a temporary file, which is named after the record with a random number behind it, tells whose it is
 	corruptDir = "corrupt" // where records are moved that cannot be trusted
+	lockFile   = ".lock"   // the one on which a store's locks are held, each on one byte, so that there is none per lock to make, to leave behind or to remove while somebody waits for it
 )
 
 // A Store is a folder of records. Everything in it is done relative to the folder's descriptor, following no symlink out of it.
@@ -142,14 +143,14 @@ func (s *Store) MoveAside(name string) (string, error) {
 	return s.dir + "/" + to, s.sync("move aside", name, s.root.Rename(name+ext, to))
 }
 
-// SweepTemporary removes the temporary files that a crash left of the records that key admits, of which it returns the lock's key: where that is taken, a writer is at work, and nothing is removed.
-func (s *Store) SweepTemporary(key func(record string) (key uint64, mine bool)) error {
+// SweepTemporary removes the temporary files that a crash left of the records that mine admits. Where the lock of a record's name is taken, a writer is at work, and nothing is removed.
+func (s *Store) SweepTemporary(mine func(record string) bool) error {
 	entries, err := s.entries()
 	for _, e := range entries { // renameio names them "." + file + a random number
 		name, ok := strings.CutSuffix(strings.TrimRight(e, "0123456789"), ext)
 		name, dot := strings.CutPrefix(name, ".")
-		if k, mine := key(name); ok && dot && mine {
-			if lock, busy := s.Lock(NoWait, k); busy == nil {
+		if ok && dot && mine(name) {
+			if lock, busy := s.Lock(NoWait, Key(name)); busy == nil {
 				err = cmp.Or(err, s.failed("remove a temporary file of", name, s.unlink(e)))
 				lock.Unlock()
 			}
@@ -193,9 +194,6 @@ func plain(err error) error {
 	}
 	return err
 }
-
-// lockFile is the one file on which a store's locks are held, each on one byte of it, so that there is no file per lock to make, to leave behind or to remove while somebody waits for it.
-const lockFile = ".lock"
 
 // A Lock is an open file description lock (fcntl_locking(2)): it is held until Unlock, or until nobody has its open file description any more, however that ends. The zero Lock is held by nobody.
 type Lock struct{ F *os.File }

@@ -289,15 +289,15 @@ func TestSweepTemporary(t *testing.T) {
 	must(t, os.Mkdir(dir+"/corrupt", 0o700))
 	must(t, os.WriteFile(dir+"/corrupt/7.0", nil, 0o600))
 
-	must(t, s.SweepTemporary(func(record string) (uint64, bool) { return Key(record), record == "7" }))
+	must(t, s.SweepTemporary(func(record string) bool { return record == "7" }))
 	if got := names(t, dir); slices.Contains(got, ".7.rec1") || slices.Contains(got, ".7.rec1234567890") || len(got) != 3*len(records) {
 		t.Errorf("only those of 7 should have gone: %q", got)
 	}
-	must(t, s.SweepTemporary(func(record string) (uint64, bool) { return Key(record), false }))
+	must(t, s.SweepTemporary(func(string) bool { return false }))
 	if got := names(t, dir); len(got) != 3*len(records) {
 		t.Errorf("nothing should have gone: %q", got)
 	}
-	must(t, s.SweepTemporary(func(record string) (uint64, bool) { return Key(record), true }))
+	must(t, s.SweepTemporary(func(string) bool { return true }))
 	got := names(t, dir)
 	if len(got) != len(records)+2 || !slices.Contains(got, ".lock") || !slices.Contains(got, "corrupt") {
 		t.Errorf("%q", got)
@@ -391,7 +391,7 @@ func TestStoreLeaksNoDescriptor(t *testing.T) {
 			s.Read(name)
 		}
 		s.List()
-		s.SweepTemporary(func(record string) (uint64, bool) { return Key(record), true })
+		s.SweepTemporary(func(string) bool { return true })
 		lock, err := s.Lock(t.Context(), 3)
 		must(t, err)
 		lock.Unlock()

@@ -509,7 +509,7 @@ func (r *recovery) volume(ctx context.Context, id volumeID) error {
 // temporary removes the temporary files that crashes left, of records that nobody is at work on.
 func (r *recovery) temporary(context.Context) {
 	sweep := func(s *state.Store, mine func(string) bool) {
-		if err := s.SweepTemporary(func(name string) (uint64, bool) { return state.Key(name), mine(name) }); err != nil {
+		if err := s.SweepTemporary(mine); err != nil {
 			r.failed(volumeID{}, err)
 		}
 	}
