@@ -17,16 +17,14 @@ type Rules struct{ Deny, DenyUnder, HostPaths []wire.Path }
 
 // A Place is where mountpoints are resolved: the target's root, and for relative paths its sandbox directory.
 type Place struct {
-	target      *namespace.Target
-	rules       *Rules
-	root        int    // O_PATH descriptor of the root that paths are scoped to
-	rootMount   uint64 // unique id of its mount
-	prefix      string // of the root in the target's namespace, before the pivot
-	onHost      bool   // the root is the host's
-	sandbox     int    // O_PATH descriptor of the sandbox directory as the container sees it; -1: none
-	sandMount   uint64
-	sandboxPath wire.Path
-	tmpfs       uint64 // device of one that is not mounted on the host
+	target               *namespace.Target
+	rules                *Rules
+	root, sandbox        int    // O_PATH descriptors of the root that paths are scoped to, and of the sandbox directory as the container sees it; -1: none
+	rootMount, sandMount uint64 // unique ids of their mounts
+	prefix               string // of the root in the target's namespace, before the pivot
+	onHost               bool   // the root is the host's
+	sandboxPath          wire.Path
+	tmpfs                uint64 // device of one that is not mounted on the host
 }
 
 const down = unix.RESOLVE_BENEATH | unix.RESOLVE_NO_SYMLINKS | unix.RESOLVE_NO_MAGICLINKS // how openat2 takes a step: to what lies below, and never over a link
@@ -89,11 +87,10 @@ func NewPlace(t *namespace.Target, rules *Rules, rootfs wire.Path, host int) *Pl
 // UseSandbox names the sandbox directory: host is a descriptor of it on the host; the container must have that same directory at path. Dies of target_missing, target_forbidden.
 func (p *Place) UseSandbox(host int, path wire.Path) {
 	fd, err := Open(p.root, path.Components, p.target.NS.ID, false)
-	namespace.Hint("mount it there before, or name the place with --sandbox-directory").DieIf(err != nil, wire.TargetMissing, "target", "cannot find the sandbox directory %s in the container: %v", path, err)
+	id, _, e := namespace.MountOf(fd)
+	namespace.Hint("mount it there before, or name the place with --sandbox-directory").DieIf(cmp.Or(err, e) != nil, wire.TargetMissing, "target", "cannot find the sandbox directory %s in the container: %v", path, err)
 	namespace.DieIf(RootID(fd) != RootID(host), wire.TargetForbidden, "target", "cannot use %s in the container as its sandbox: it is not the directory that was named", path)
-	p.sandMount, _, err = namespace.MountOf(fd)
-	namespace.Check(err, wire.System, "target", "cannot examine the sandbox directory %s", path)
-	p.sandbox, p.sandboxPath = fd, path
+	p.sandbox, p.sandMount, p.sandboxPath = fd, id, path
 }
 
 // A Mountpoint is a place in a container, resolved once: what exists of it is a descriptor, what does not are names without a slash.
@@ -104,8 +101,7 @@ type Mountpoint struct {
 	names         []string // its resolved path from the root of the place
 	missing, made int      // how many of the last of names are ours to make; how many of those are made by now
 	base          string   // RootID of the deepest directory that was there, or that somebody else made
-	dir           bool     // it is to be a directory, or else a file
-	inVol         bool     // it lies in another volume of the same request
+	dir, inVol    bool     // it is to be a directory, or else a file; it lies in another volume of the same request
 }
 
 // Path returns the resolved path as a process of the container sees it, ID the RootID of the mountpoint, InSandbox the part of the path below the sandbox directory.

@@ -10,32 +10,17 @@ import (
 // A Code names a class of failure, for programs. Everything that bindgate and its helper may say no with is here; docs/troubleshooting.md says what each means and what to do.
 type Code string
 
+// Each line is a class of them, with an exit status of its own.
 const (
-	Usage             Code = "usage"              // the command line is wrong
-	InvalidRequest    Code = "invalid_request"    // a request, job or argument is malformed
-	DuplicateVolume   Code = "duplicate_volume"   // one (driver, name) twice in a container
-	TargetMissing     Code = "target_missing"     // the container_path must exist and does not
-	NotFound          Code = "not_found"          // no such record, mount or volume reference
-	Conflict          Code = "conflict"           // the id belongs to something else
-	NoInput           Code = "no_input"           // an input file is not there
-	DriverUnavailable Code = "driver_unavailable" // nobody answers under the driver's name
-	DriverError       Code = "driver_error"       // the driver answered with an error, or with nonsense
-	VolumeNotFound    Code = "volume_not_found"   // the driver does not know the volume
-	Internal          Code = "internal"           // a bug
-	UnsupportedKernel Code = "unsupported_kernel" // the kernel lacks a named feature
-	NamespaceGone     Code = "namespace_gone"     // the process or its mount namespace has ended
-	System            Code = "system"             // a system call failed
-	Timeout           Code = "timeout"            // a deadline passed
-	Busy              Code = "busy"               // in use
-	Pending           Code = "pending"            // part of it is still to be done
-	Denied            Code = "denied"             // the caller may not
-	SourceForbidden   Code = "source_forbidden"   // the source is not allowed, or cannot be pinned
-	TargetForbidden   Code = "target_forbidden"   // the container or the path in it is not allowed
-	NamespaceHost     Code = "namespace_host"     // the target is in the host's mount namespace
-	PropagationShared Code = "propagation_shared" // the attach would show on the host
-	LimitExceeded     Code = "limit_exceeded"     // a limit of helper.toml
-	Config            Code = "config"             // a configuration file or the installation is wrong
-	StateCorrupt      Code = "state_corrupt"      // a record cannot be trusted
+	Usage                                                                                     Code = "usage"
+	InvalidRequest, DuplicateVolume, TargetMissing, NotFound, Conflict                        Code = "invalid_request", "duplicate_volume", "target_missing", "not_found", "conflict"
+	NoInput                                                                                   Code = "no_input"
+	DriverUnavailable, DriverError, VolumeNotFound                                            Code = "driver_unavailable", "driver_error", "volume_not_found"
+	Internal                                                                                  Code = "internal"
+	UnsupportedKernel, NamespaceGone, System                                                  Code = "unsupported_kernel", "namespace_gone", "system"
+	Timeout, Busy, Pending                                                                    Code = "timeout", "busy", "pending"
+	Denied, SourceForbidden, TargetForbidden, NamespaceHost, PropagationShared, LimitExceeded Code = "denied", "source_forbidden", "target_forbidden", "namespace_host", "propagation_shared", "limit_exceeded"
+	Config, StateCorrupt                                                                      Code = "config", "state_corrupt"
 )
 
 // exits has the exit status of each code's class (sysexits.h where one fits).

@@ -21,10 +21,12 @@ func codes(t *testing.T) (list []string) {
 		t.Fatal(err)
 	}
 	ast.Inspect(file, func(n ast.Node) bool {
-		if v, ok := n.(*ast.ValueSpec); ok && len(v.Values) == 1 {
+		if v, ok := n.(*ast.ValueSpec); ok {
 			if kind, ok := v.Type.(*ast.Ident); ok && kind.Name == "Code" {
-				code, _ := strconv.Unquote(v.Values[0].(*ast.BasicLit).Value)
-				list = append(list, code)
+				for _, value := range v.Values {
+					code, _ := strconv.Unquote(value.(*ast.BasicLit).Value)
+					list = append(list, code)
+				}
 			}
 		}
 		return true
