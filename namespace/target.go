@@ -131,8 +131,8 @@ func (h *Host) OpenNS(id, inode uint64) (NS, bool) {
 	ne := binary.NativeEndian
 	handle := ne.AppendUint32(ne.AppendUint32(ne.AppendUint64(nil, id), unix.CLONE_NEWNS), uint32(inode))             // struct nsfs_file_handle of linux/nsfs.h
 	fd, err := unix.OpenByHandleAt(unix.FD_NSFS_ROOT, unix.NewFileHandle(0xf1, handle), unix.O_RDONLY|unix.O_CLOEXEC) // FILEID_NSFS of linux/exportfs.h
-	if err == unix.EOPNOTSUPP || err == unix.EBADF || err == unix.EINVAL {                                            // before Linux 6.18
-		fd, err = h.walkTo(id)
+	if err == unix.EOPNOTSUPP || err == unix.EBADF || err == unix.EINVAL {
+		fd, err = h.walkTo(id) // before Linux 6.18
 	}
 	DieIf(err != nil && err != unix.ESTALE && err != unix.ENOENT, wire.System, "enter", "cannot open the mount namespace %d: %v", id, err) // those two say that it has ended
 	return NS{fd, id, inode}, err == nil
