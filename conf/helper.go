@@ -1,3 +1,5 @@
+// Package conf holds helper.toml: its keys, defaults and validation; how a TOML file of the installation is read, and who may own it (policy.toml's keys are in policy/config); and the paths that are
+// compiled into both binaries. The helper believes no path from argv or the environment.
 package conf
 
 import (
@@ -6,6 +8,25 @@ import (
 
 	"github.com/bindgate/bindgate/wire"
 )
+
+// Set by the linker (-X) from the make variables of the same names.
+var prefix, sysconfdir, localstatedir, rundir, user, version = "/usr/local", "/etc", "/var", "/run", "bindgate", "dev"
+
+// User is the name of the policy user, the one who may call the setuid helper besides helper.toml's callers; Version is what both binaries were built as; the others are the paths of the installation.
+func User() string         { return user }
+func Version() string      { return version }
+func HelperPath() string   { return prefix + "/libexec/bindgate/bindgate-helper" }
+func HelperTOML() string   { return sysconfdir + "/bindgate/helper.toml" }
+func PolicyTOML() string   { return sysconfdir + "/bindgate/policy.toml" }
+func RunDir() string       { return rundir + "/bindgate" }
+func LedgerDir() string    { return rundir + "/bindgate/ledger" }             // the helper's records; root's, 0700
+func HelperSocket() string { return rundir + "/bindgate/helper.sock" }        // where systemd listens for the socket transport
+func JournalDir() string   { return localstatedir + "/lib/bindgate/journal" } // the policy process' records; its user's, 0700
+func VolumesDir() string   { return localstatedir + "/lib/bindgate/volumes" } // the local driver's volumes; root's, 0700
+func AuditFile() string    { return localstatedir + "/log/bindgate/audit.jsonl" }
+func Own() []string { // nobody's volume: what is in them is ours
+	return []string{RunDir(), JournalDir(), sysconfdir + "/bindgate", prefix + "/libexec/bindgate", localstatedir + "/log/bindgate"}
+}
 
 // Helper is helper.toml: what the privileged side allows, whoever asks. It is root's alone.
 type Helper struct {
@@ -45,27 +66,23 @@ type Source struct {
 	AllowFUSE         bool   `toml:"allow_fuse"`
 }
 
-// Values of mounts.lock: lock the attributes of every attach, or only of those into containers in a user namespace of their own.
-const LockAlways, LockUserns = "always", "userns"
+const LockAlways, LockUserns = "always", "userns" // of mounts.lock: the attributes of every attach, or only of those into containers in a user namespace of their own
 
 // DefaultHelper returns the configuration of an empty helper.toml: no source, no target rule, so nothing can be attached.
 func DefaultHelper() *Helper {
 	h := &Helper{}
-	h.Callers.UIDs = []uint32{0}
 	h.Targets.Deny = []string{"/etc", "/usr", "/bin", "/sbin", "/lib", "/lib64", "/usr/bin", "/usr/sbin", "/usr/lib", "/boot", "/etc/passwd", "/etc/shadow", "/etc/group", "/etc/sudoers", "/etc/ld.so.preload"}
 	h.Targets.DenyUnder = []string{"/proc", "/sys", "/dev", "/boot", "/etc/pam.d", "/etc/sudoers.d", "/etc/ssh"}
-	h.Mounts.Lock, h.Audit.File = LockAlways, AuditFile()
-	h.Limits.MountsPerRequest, h.Limits.MountsPerNamespace = 64, 256
+	h.Callers.UIDs, h.Mounts.Lock, h.Audit.File, h.Limits.MountsPerRequest, h.Limits.MountsPerNamespace = []uint32{0}, LockAlways, AuditFile(), 64, 256
 	return h
 }
 
-// LoadHelper reads and validates helper.toml. It is refused, with the code config, if it or a folder above it is not root's alone, if it holds an unknown key, or a value out of range.
+// LoadHelper reads and validates helper.toml. It is refused (config) if it or a folder above it is not root's alone, holds an unknown key or a value out of range. ParseHelper is it without the file.
 func LoadHelper() (*Helper, error) {
 	h := DefaultHelper()
 	return h, cmp.Or(Load(HelperTOML(), h), h.validate())
 }
 
-// ParseHelper is LoadHelper without the file.
 func ParseHelper(data []byte) (*Helper, error) {
 	h := DefaultHelper()
 	return h, cmp.Or(Parse("helper.toml", data, h), h.validate())

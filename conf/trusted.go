@@ -1,16 +1,14 @@
 package conf
 
 import (
-	"bytes"
 	"cmp"
 	"io"
 	"os"
 	"strings"
 
 	"github.com/BurntSushi/toml"
-	"golang.org/x/sys/unix"
-
 	"github.com/bindgate/bindgate/wire"
+	"golang.org/x/sys/unix"
 )
 
 // OpenTrusted opens an absolute path that only root can have put there: every folder above its last component is root's, not writable by others, and no component is a symlink, so that nobody else can
@@ -23,21 +21,20 @@ func OpenTrusted(path string, flags int) (fd int, private bool, err error) {
 		return -1, false, wire.Errorf(wire.Config, "config", "cannot use the path %s: it must be absolute, without \"..\"", path).Because(cmp.Or(err, e))
 	}
 	for i, name := range p.Components {
-		at, how, next := wire.Path{Absolute: true, Components: p.Components[:i]}, unix.O_PATH|unix.O_DIRECTORY, -1
-		st, err := RootOwned(fd, at.String())
+		at, how, above := wire.Path{Absolute: true, Components: p.Components[:i]}, unix.O_PATH|unix.O_DIRECTORY, fd
+		st, err := RootOwned(above, at.String())
 		private = private || st.Mode&0o011 == 0
 		if i == len(p.Components)-1 {
 			how = flags | unix.O_NONBLOCK // a FIFO must not hold us up
 		}
 		if err == nil {
-			if next, e = unix.Openat(fd, name, how|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0); e != nil {
+			if fd, e = unix.Openat(above, name, how|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0); e != nil {
 				err = wire.Errorf(wire.Config, "config", "cannot open %s: %s in %s: %v (a symlink on the way is not followed)", path, name, at, e).Because(e)
 			}
 		}
-		if unix.Close(fd); err != nil {
+		if unix.Close(above); err != nil {
 			return -1, false, err
 		}
-		fd = next
 	}
 	return fd, private, nil
 }
@@ -55,17 +52,13 @@ func RootOwned(fd int, path string) (st unix.Stat_t, err error) {
 // Load reads a configuration file into v and refuses keys that v does not have: regular, root's, not writable by others, link count 1, as every folder above it.
 func Load(path string, v any) error {
 	fd, _, err := OpenTrusted(path, unix.O_RDONLY)
-	if err != nil {
-		return err
-	}
 	f := os.NewFile(uintptr(fd), path)
 	defer f.Close()
-	st, err := RootOwned(fd, path)
-	if err == nil && (st.Mode&unix.S_IFMT != unix.S_IFREG || st.Nlink != 1 || st.Size > 1<<20) {
-		err = wire.Errorf(wire.Config, "config", "cannot trust %s: it must be a regular file of at most %d bytes with link count 1", path, 1<<20)
-	}
-	if err != nil {
+	st, e := RootOwned(fd, path)
+	if err = cmp.Or(err, e); err != nil {
 		return err
+	} else if st.Mode&unix.S_IFMT != unix.S_IFREG || st.Nlink != 1 || st.Size > 1<<20 {
+		return wire.Errorf(wire.Config, "config", "cannot trust %s: it must be a regular file of at most %d bytes with link count 1", path, 1<<20)
 	}
 	data, err := io.ReadAll(io.LimitReader(f, 1<<20))
 	if err != nil {
@@ -76,12 +69,10 @@ func Load(path string, v any) error {
 
 // Parse is Load without the file.
 func Parse(name string, data []byte, v any) error {
-	md, err := toml.NewDecoder(bytes.NewReader(data)).Decode(v)
+	md, err := toml.Decode(string(data), v)
 	if err != nil {
-		why, _, _ := strings.Cut(err.Error(), "\n")
-		return wire.Errorf(wire.Config, "config", "cannot read %s: %s", name, why)
-	}
-	if unknown := md.Undecoded(); len(unknown) > 0 {
+		return wire.Errorf(wire.Config, "config", "cannot read %s: %s", name, strings.SplitN(err.Error(), "\n", 2)[0])
+	} else if unknown := md.Undecoded(); len(unknown) > 0 {
 		return wire.Errorf(wire.Config, "config", "cannot use the key %s in %s: there is no such key", unknown[0], name)
 	}
 	return nil

@@ -2,32 +2,27 @@ package namespace
 
 import "github.com/bindgate/bindgate/wire"
 
-// The core fails as setuid programs in C do with die(): a step that fails ends the operation at once, so that no step is ever made after one that failed, and the code reads as the list of its steps.
-// Here it unwinds, so that what was deferred is undone, and only main recovers it. Nothing outside the privileged binary uses this package. docs/adr/0003 tells why.
-
-// Die ends the operation with an error.
+// Die ends the operation with an error, as die() does in setuid programs in C: no step is ever made after one that failed, and the code reads as the list of its steps. Here it unwinds, so that what
+// was deferred is undone, and only main recovers it. Nothing outside the privileged binary uses this package. docs/adr/0003 tells why.
 func Die(e *wire.Error) { panic(e) }
 
-// A Hint is what to do about an error; "" is none.
+// Pass ends the operation with err if it is not nil.
+func Pass(err error) {
+	if err != nil {
+		Die(wire.AsError(err))
+	}
+}
+
+// A Hint is what to do about an error; "" is none. DieIf, the method or without a hint the function, ends the operation if cond holds; only then is anything formatted, as most do not.
 type Hint string
 
-// DieIf ends the operation if cond holds; only then is anything formatted, since most conditions of a run do not.
 func (h Hint) DieIf(cond bool, code wire.Code, stage, format string, args ...any) {
 	if cond {
 		Die(wire.Errorf(code, stage, format, args...).WithHint("%s", h))
 	}
 }
-
-// DieIf is DieIf without a hint.
 func DieIf(cond bool, code wire.Code, stage, format string, args ...any) {
 	Hint("").DieIf(cond, code, stage, format, args...)
-}
-
-// Pass ends the operation with err if it is not nil.
-func Pass(err error) {
-	if err != nil {
-		panic(wire.AsError(err))
-	}
 }
 
 // Check ends the operation if err is not nil; the error is added to the message.
@@ -48,11 +43,10 @@ func Must[T any](v T, err error) func(code wire.Code, stage, format string, args
 // Try runs f and returns the error that ended it.
 func Try(f func()) (err error) {
 	defer func() {
-		switch r := recover().(type) {
-		case nil:
-		case error:
-			err = wire.AsError(r)
-		default:
+		r := recover()
+		if e, ok := r.(error); ok {
+			err = wire.AsError(e)
+		} else if r != nil {
 			err = wire.Errorf(wire.Internal, "internal", "cannot go on: %v", r)
 		}
 	}()

@@ -4,12 +4,12 @@ package namespace
 
 import (
 	"os"
+	"slices"
 	"strconv"
 	"strings"
 
-	"golang.org/x/sys/unix"
-
 	"github.com/bindgate/bindgate/wire"
+	"golang.org/x/sys/unix"
 )
 
 // A Host is this side of the boundary: the host's procfs, mount namespace and root, as seen before any container is entered.
@@ -22,48 +22,42 @@ type Host struct {
 	cgroupOK bool        // our cgroup namespace is pid 1's, so that /proc/PID/cgroup is the host's view
 }
 
-// OpenHost pins the host's side, and the mount namespace of the caller: by its pid, and if it is not our parent also a pidfd. Where pid 1 may not be read even by root, because it has more capabilities than we can have, pid 2 stands for it if it is a kernel thread, since those are in the first
-// mount namespace (FACTS 19). Dies of config, namespace_host.
+// OpenHost pins the host's side, and the mount namespace of the caller: by its pid, and if it is not our parent also a pidfd. Where pid 1 may not be read even by root, because it has more capabilities
+// than we can have, pid 2 stands for it if it is a kernel thread, since those are in the first mount namespace (FACTS 19). Dies of config, namespace_host.
 func OpenHost(caller, pidfd int) *Host {
-	const flags = unix.O_PATH | unix.O_DIRECTORY | unix.O_CLOEXEC | unix.O_NOFOLLOW
-	h := &Host{Proc: Must(unix.Open("/proc", flags, 0))(wire.System, "host", "cannot open /proc")}
+	h := &Host{Proc: Must(unix.Open("/proc", unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC|unix.O_NOFOLLOW, 0))(wire.System, "host", "cannot open /proc")}
 	var fs unix.Statfs_t
 	self, _ := os.Readlink("/proc/self")
 	DieIf(unix.Fstatfs(h.Proc, &fs) != nil || fs.Type != unix.PROC_SUPER_MAGIC || self != strconv.Itoa(os.Getpid()), wire.Config, "host", "cannot use /proc: it is not the procfs of our pid namespace")
 	h.BootID = strings.TrimSpace(Must(h.Read("sys/kernel/random/boot_id"))(wire.System, "host", "cannot read the boot id"))
 	first := "1"
-	if _, err := h.stat("1/ns/mnt"); err == unix.EACCES || err == unix.EPERM {
+	if _, err := stat(h.Proc, "1/ns/mnt"); err == unix.EACCES || err == unix.EPERM {
 		if status, err := h.Read("2/status"); err == nil && strings.Contains(status, "\nKthread:\t1\n") {
 			first = "2"
 		}
 	}
 	at := func(path string) unix.Stat_t {
-		return Must(h.stat(path))(wire.NamespaceHost, "host", "cannot tell the host's namespaces from others: /proc/%s", path)
+		return Must(stat(h.Proc, path))(wire.NamespaceHost, "host", "cannot tell the host's namespaces from others: /proc/%s", path)
 	}
 	h.NS.FD = Must(unix.Openat(h.Proc, "self/ns/mnt", unix.O_RDONLY|unix.O_CLOEXEC, 0))(wire.System, "host", "cannot open our mount namespace")
 	h.NS.ID = Must(mountNSID(h.NS.FD))(wire.UnsupportedKernel, "host", "cannot name a mount namespace (NS_GET_MNTNS_ID)")
 	h.mounts, h.root = []uint64{at(first + "/ns/mnt").Ino, at("self/ns/mnt").Ino}, at(first+"/root")
-	st, err := h.stat(strconv.Itoa(caller) + "/ns/mnt")
-	if err == nil { // or else our parent has ended, or is in a pid namespace that we cannot see; its mount namespace is ours
-		h.mounts = append(h.mounts, st.Ino)
-	}
+	st, err := stat(h.Proc, strconv.Itoa(caller)+"/ns/mnt")
+	h.mounts = append(h.mounts, st.Ino) // 0, which is no inode, if our parent has ended, or is in a pid namespace that we cannot see; its mount namespace is ours
 	h.cgroupOK = at(first+"/ns/cgroup").Ino == at("self/ns/cgroup").Ino
 	DieIf(pidfd >= 0 && (err != nil || ended(pidfd)), wire.NamespaceGone, "host", "cannot serve a caller that has ended")
 	return h
 }
 
-// stat follows the last component: that is how procfs' links to namespaces and roots are asked who they are.
-func (h *Host) stat(path string) (st unix.Stat_t, err error) {
-	err = unix.Fstatat(h.Proc, path, &st, 0)
+// stat follows the last component: that is how procfs' links to namespaces and roots are asked who they are. Of "" it is fstat.
+func stat(dir int, path string) (st unix.Stat_t, err error) {
+	err = unix.Fstatat(dir, path, &st, unix.AT_EMPTY_PATH)
 	return st, err
 }
 
 // Read reads a file of procfs, of at most 256 KiB.
 func (h *Host) Read(path string) (string, error) {
 	fd, err := unix.Openat(h.Proc, path, unix.O_RDONLY|unix.O_CLOEXEC, 0)
-	if err != nil {
-		return "", err
-	}
 	defer unix.Close(fd)
 	data, buf := []byte(nil), make([]byte, 4096)
 	for n := 1; n > 0 && err == nil && len(data) < 1<<18; data = append(data, buf[:max(n, 0)]...) {
@@ -72,32 +66,24 @@ func (h *Host) Read(path string) (string, error) {
 	return string(data), err
 }
 
-// Holders returns "pid (command)" of the processes in a mount namespace that have something open on the mount m, or their working directory or root in it. It is the best that can be had without
-// stopping them: a mapping of a closed file is not seen, and what is opened meanwhile neither.
+// Holders returns "pid (command)" of the processes in a mount namespace with a descriptor, working directory, root or program on the mount m. As nobody is stopped, mappings and late opens are missed.
 func (h *Host) Holders(ns NS, m Mount) (found []string) {
 	for _, pid := range h.List(".") {
-		st, err := h.stat(pid + "/ns/mnt")
-		if pid[0] <= '9' && pid != strconv.Itoa(os.Getpid()) && err == nil && st.Ino == ns.Inode && h.holds(pid, m) {
+		on := func(link string) bool {
+			var stx unix.Statx_t
+			return unix.Statx(h.Proc, pid+link, unix.AT_STATX_DONT_SYNC, unix.STATX_MNT_ID_UNIQUE, &stx) == nil && stx.Mnt_id == m.ID
+		}
+		open := func(fd string) bool {
+			info, err := h.Read(pid + "/fdinfo/" + fd)
+			return err == nil && strings.Contains("\n"+info, "\nmnt_id:\t"+strconv.FormatUint(uint64(m.OldID), 10)+"\n")
+		}
+		st, err := stat(h.Proc, pid+"/ns/mnt")
+		if pid[0] <= '9' && pid != strconv.Itoa(os.Getpid()) && err == nil && st.Ino == ns.Inode && (on("/cwd") || on("/root") || on("/exe") || slices.ContainsFunc(h.List(pid+"/fdinfo"), open)) {
 			comm, _ := h.Read(pid + "/comm")
 			found = append(found, pid+" ("+wire.Printable(strings.TrimSpace(comm))+")")
 		}
 	}
 	return found
-}
-
-func (h *Host) holds(pid string, m Mount) bool {
-	for _, link := range []string{"/cwd", "/root", "/exe"} {
-		var stx unix.Statx_t
-		if unix.Statx(h.Proc, pid+link, unix.AT_STATX_DONT_SYNC, unix.STATX_MNT_ID_UNIQUE, &stx) == nil && stx.Mnt_id == m.ID {
-			return true
-		}
-	}
-	for _, fd := range h.List(pid + "/fdinfo") {
-		if info, err := h.Read(pid + "/fdinfo/" + fd); err == nil && strings.Contains("\n"+info, "\nmnt_id:\t"+strconv.FormatUint(uint64(m.OldID), 10)+"\n") {
-			return true
-		}
-	}
-	return false
 }
 
 // List returns the names in a directory of procfs.

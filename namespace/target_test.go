@@ -35,25 +35,25 @@ func TestStartTimeIsNotWhatACommandSays(t *testing.T) {
 	rest := " S 1 7 7 0 -1 4194560 1 0 0 0 0 0 0 0 20 0 1 0 %START% 2 3 4 5\n"
 	for name, c := range map[string]struct {
 		stat string
-		want uint64
+		want string
 	}{
-		"a plain command":          {"7 (sh)" + rest, 4711},
-		"spaces and parentheses":   {"7 (a) S 1 2 (b)" + rest, 4711},
-		"a command that lies":      {"7 () S 1 7 7 0 -1 4194560 1 0 0 0 0 0 0 0 20 0 1 0 99 )" + rest, 4711},
-		"a newline in the command": {"7 (a\n)" + rest, 4711},
-		"cut before it":            {"7 (sh) S 1 7 7 0 -1", 0},
-		"no command":               {"7 sh S", 0},
-		"empty":                    {"", 0},
-		"a negative one":           {"7 (sh)" + strings.Replace(rest, "%START%", "-1", 1), 0},
-		"one that is no number":    {"7 (sh)" + strings.Replace(rest, "%START%", "x", 1), 0},
+		"a plain command":          {"7 (sh)" + rest, "4711"},
+		"spaces and parentheses":   {"7 (a) S 1 2 (b)" + rest, "4711"},
+		"a command that lies":      {"7 () S 1 7 7 0 -1 4194560 1 0 0 0 0 0 0 0 20 0 1 0 99 )" + rest, "4711"},
+		"a newline in the command": {"7 (a\n)" + rest, "4711"},
+		"cut before it":            {"7 (sh) S 1 7 7 0 -1", "-"},
+		"no command":               {"7 sh S", "-"},
+		"empty":                    {"", "-"},
+		"a negative one":           {"7 (sh)" + strings.Replace(rest, "%START%", "-1", 1), "-1"},
+		"one that is no number":    {"7 (sh)" + strings.Replace(rest, "%START%", "x", 1), "x"},
 	} {
 		h := procfs(t, map[string]string{"stat": strings.ReplaceAll(c.stat, "%START%", "4711")})
 		if got := h.startTime("7/"); got != c.want {
-			t.Errorf("%s: %d", name, got)
+			t.Errorf("%s: %q", name, got)
 		}
 	}
-	if got := procfs(t, nil).startTime("7/"); got != 0 {
-		t.Errorf("not there: %d", got)
+	if got := procfs(t, nil).startTime("7/"); got != "-" {
+		t.Errorf("not there: %q", got)
 	}
 }
 
