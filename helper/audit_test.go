@@ -76,7 +76,7 @@ func checkQuote(t *testing.T, s string) {
 }
 
 func TestObject(t *testing.T) {
-	for want, pairs := range map[string][]string{
+	for want, pairs := range map[string][]any{
 		`{}`: nil, `{"a":"b"}`: {"a", "b"}, `{"c":"d"}`: {"a", "", "c", "d", "e", "0"}, `{"uid":"0","gid":"0"}`: {"uid", "0", "gid", "0", "pid", "0"}, `{"uid":"","n":"00"}`: {"uid", "", "n", "00"},
 	} {
 		if got := object(pairs...); got != want {
