@@ -10,57 +10,54 @@ import (
 	"strings"
 	"time"
 
-	"golang.org/x/sys/unix"
-
 	"github.com/bindgate/bindgate/conf"
 	"github.com/bindgate/bindgate/namespace"
 	"github.com/bindgate/bindgate/privops"
 	"github.com/bindgate/bindgate/state"
 	"github.com/bindgate/bindgate/wire"
+	"golang.org/x/sys/unix"
 )
 
 // detach works from the ledger alone: what is not in it, or is another uid's, owner's or container's, is not touched (T27). Root may detach what others attached.
 func (s *session) detach(r *wire.Request) []wire.Fields {
-	whose := s.attached(r)
-	defer s.held(s.ledger.LockEntry(whose)).Unlock() // an attach under way is finished or not begun
-	ns, found, err := s.ledger.Find(whose)
+	s.adopt()
+	defer s.held(s.ledger.LockEntry(s.whose)).Unlock() // an attach under way is finished or not begun
+	ns, found, err := s.ledger.Find(s.whose)
 	if namespace.Pass(err); !found && len(r.Mounts) == 0 {
 		return nil
 	}
-	s.audit.ns.Store(ns)
+	s.targetNS.Store(ns)
 	defer must(s.ledger.LockNS(ns)).Unlock()
 	record := must(s.ledger.ReadNS(ns))
 	var wanted []string
 	for _, m := range r.Mounts {
 		w := parse(m.Path).String()
-		there := slices.ContainsFunc(record.Mounts, func(m state.LedgerMount) bool { return m.Whose == whose && m.Target == w })
+		there := slices.ContainsFunc(record.Mounts, func(m state.LedgerMount) bool { return m.Whose == s.whose && m.Target == w })
 		namespace.DieIf(!there, wire.NotFound, "ledger", "cannot detach %s of the container %s: nothing is recorded there", w, r.Container)
 		wanted = append(wanted, w)
 	}
 	which := func(m state.LedgerMount) bool {
-		return m.Whose == whose && (wanted == nil || slices.Contains(wanted, m.Target))
+		return m.Whose == s.whose && (wanted == nil || slices.Contains(wanted, m.Target))
 	}
-	s.audit.intent(r, slices.DeleteFunc(slices.Clone(record.Mounts), func(m state.LedgerMount) bool { return !which(m) }))
-	defer s.ledger.Leave(whose, record)
+	s.intent(r, slices.DeleteFunc(slices.Clone(record.Mounts), func(m state.LedgerMount) bool { return !which(m) }))
+	defer s.ledger.Leave(s.whose, record)
 	return s.drop(record, r.Lazy, which)
 }
 
-// attached is whose container is meant: the caller's, or, if root has none of that id, the one uid's who has. Dies of conflict if several have.
-func (s *session) attached(r *wire.Request) state.Whose {
-	w := s.whose(r)
-	if _, own, err := s.ledger.Find(w); err != nil || own || w.UID != 0 {
-		namespace.Pass(err)
-		return w
+// adopt makes a container that is meant the one uid's who has it, if root has none of that id. Dies of conflict if several have.
+func (s *session) adopt() {
+	_, own, err := s.ledger.Find(s.whose)
+	if namespace.Pass(err); own || s.whose.UID != 0 {
+		return
 	}
 	for _, id := range must(s.ledger.Namespaces()) {
 		for _, m := range must(s.ledger.ReadNS(id)).Mounts {
-			if m.Owner == w.Owner && m.Container == w.Container {
-				namespace.DieIf(w.UID != 0 && w.UID != m.UID, wire.Conflict, "ledger", "cannot tell which container %s is meant: uid %d has one of that id, and uid %d", r.Container, w.UID, m.UID)
-				w = m.Whose
+			if m.Owner == s.whose.Owner && m.Container == s.whose.Container {
+				namespace.DieIf(s.whose.UID != 0 && s.whose.UID != m.UID, wire.Conflict, "ledger", "cannot tell which container %s is meant: uid %d has one of that id, and uid %d", m.Container, s.whose.UID, m.UID)
+				s.whose = m.Whose
 			}
 		}
 	}
-	return w
 }
 
 // removal is the ledger's, for what was made for m: it leaves alone what the host has mounted something on, which the kernel would take away too.
@@ -103,7 +100,7 @@ func (s *session) drop(record *state.LedgerRecord, lazy bool, which func(state.L
 		if alive {
 			privops.Detach(s.host, &m.Recorded, lazy, s.removal(record.NS, &m))
 		} else if m.HostPath != "" && m.Made > 0 {
-			s.unmakeOnHost(&m, s.removal(record.NS, &m))
+			s.unmakeOnHost(m, s.removal(record.NS, &m))
 		}
 		record.Mounts = slices.Delete(record.Mounts, i, i+1)
 		for j := range record.Mounts {
@@ -115,7 +112,7 @@ func (s *session) drop(record *state.LedgerRecord, lazy bool, which func(state.L
 }
 
 // unmakeOnHost removes what was made for a mount whose namespace has ended, where the host can reach it: beneath a sandbox or rootfs root of helper.toml.
-func (s *session) unmakeOnHost(m *state.LedgerMount, removal privops.Removal) {
+func (s *session) unmakeOnHost(m state.LedgerMount, removal privops.Removal) {
 	s.host.NS.Enter() // a sweep may have been in a container
 	at := parse(m.HostPath)
 	for _, root := range wire.ParsePaths(slices.Concat(s.config.Targets.SandboxRoots, s.config.Targets.RootfsRoots)) {
@@ -125,9 +122,8 @@ func (s *session) unmakeOnHost(m *state.LedgerMount, removal privops.Removal) {
 		fd, _, err := conf.OpenTrusted(root.String(), unix.O_PATH|unix.O_DIRECTORY)
 		privops.Sure(errors.Unwrap(err), m.HostPath) // a root that is gone or not to be trusted is no place of ours any more
 		if err == nil {
-			seen := m.Recorded
-			seen.Path = "/" + strings.Join(at.Components[len(root.Components):], "/")
-			privops.RemoveMade(fd, &seen, removal)
+			m.Path = "/" + strings.Join(at.Components[len(root.Components):], "/")
+			privops.RemoveMade(fd, &m.Recorded, removal)
 			unix.Close(fd)
 		}
 	}
@@ -149,7 +145,7 @@ func (s *session) sweep(r *wire.Request) (gone []wire.Fields) {
 				s.ledger.WriteNS(record)
 			} else {
 				gone = append(gone, s.drop(record, true, func(m state.LedgerMount) bool {
-					return m.UID == s.caller.uid && m.Owner == r.Owner && !namespace.Mounted(m.ID, id)
+					return m.UID == s.callerUID && m.Owner == r.Owner && !namespace.Mounted(m.ID, id)
 				})...)
 			}
 		}))
@@ -162,7 +158,7 @@ func (s *session) sweep(r *wire.Request) (gone []wire.Fields) {
 
 // query tells what the caller attached: of one container with the sizes of the filesystems and who uses them, or of all of an owner's without. It waits for no lock: a record is the old or the new one.
 func (s *session) query(r *wire.Request) (blocks []wire.Fields) {
-	ns, _, err := s.ledger.Find(s.whose(r))
+	ns, _, err := s.ledger.Find(s.whose)
 	ids := []uint64{ns} // 0, of which there is no record, if nothing is attached to it
 	if namespace.Pass(err); r.Container == "" {
 		ids = must(s.ledger.Namespaces())
@@ -173,7 +169,7 @@ func (s *session) query(r *wire.Request) (blocks []wire.Fields) {
 			continue // sweep reports it
 		}
 		for _, m := range record.Mounts {
-			if m.UID != s.caller.uid || m.Owner != r.Owner || r.Container != "" && m.Container != r.Container {
+			if m.UID != s.callerUID || m.Owner != r.Owner || r.Container != "" && m.Container != r.Container {
 				continue
 			}
 			mount, err := namespace.StatMount(m.ID, id)

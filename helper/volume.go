@@ -31,7 +31,7 @@ func (s *session) volume(r *wire.Request) (blocks []wire.Fields) {
 		s.refuseAttached(v.Path + "/" + r.Name) // before it keeps anybody from attaching it
 		defer s.keep(v.Path+"/"+r.Name, unix.F_WRLCK).Unlock()
 		s.refuseAttached(v.Path + "/" + r.Name)
-		s.audit.intent(r, nil)
+		s.intent(r, nil)
 		v.Remove(r.Name)
 		return nil
 	}
