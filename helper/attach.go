@@ -31,8 +31,8 @@ func (s *session) attach(r *wire.Request) (blocks []wire.Fields) {
 	record.Inode = target.NS.Inode
 	other, _, err := s.ledger.Find(s.whose) // 0, of which there is no record, if it has no entry
 	namespace.Pass(err)
-	for _, m := range must(s.ledger.ReadNS(other)).Mounts { // a container id is one container's
-		namespace.Hint("detach those first").DieIf(other != target.NS.ID && m.Whose == s.whose && namespace.Mounted(m.ID, other), wire.Conflict, "ledger", "cannot attach to the container %s in pid %d: it has volumes in another namespace, that of pid %d", r.Container, r.PID, m.PID)
+	for _, m := range must(s.ledger.ReadNS(other)).Mounts { // an id is one container's
+		namespace.Hint("detach those first").DieIf(other != target.NS.ID && m.Whose == s.whose && namespace.Mounted(m.ID, other), wire.Conflict, "ledger", "cannot attach to the container %s in pid %d: it has volumes in the namespace of pid %d", r.Container, r.PID, m.PID)
 	}
 	s.drop(record, true, func(m state.LedgerMount) bool { return !namespace.Mounted(m.ID, target.NS.ID) }) // what a crash, or the container itself, left of earlier ones
 	for _, a := range list {
@@ -53,7 +53,7 @@ func (s *session) attach(r *wire.Request) (blocks []wire.Fields) {
 
 // commit records the attachments beside those that the record has, and makes them.
 func (s *session) commit(r *wire.Request, target *namespace.Target, list []*privops.Attachment, record *state.LedgerRecord) {
-	live := len(record.Mounts)
+	live, done := len(record.Mounts), 0
 	for _, a := range list {
 		m := state.LedgerMount{Whose: s.whose, Recorded: a.Point.Record(), PID: r.PID, Source: path.Join(a.Source.Path, a.Mount.Subpath), Mode: a.Mount.Mode}
 		m.ID, m.Target = a.ID, parse(a.Mount.Path).String()
@@ -68,7 +68,6 @@ func (s *session) commit(r *wire.Request, target *namespace.Target, list []*priv
 	}
 	namespace.DieIf(len(record.Mounts) > s.config.Limits.MountsPerNamespace, wire.LimitExceeded, "ledger", "cannot attach %d more volumes: mounts_per_namespace of helper.toml is %d", len(list), s.config.Limits.MountsPerNamespace)
 	namespace.Check(s.intent(r, record.Mounts[live:]), wire.System, "audit", "cannot write the audit log %s, so nothing is attached", s.config.Audit.File) // 10
-	done := 0
 	defer func() {
 		if done == len(list) {
 			return
@@ -96,7 +95,6 @@ func (s *session) commit(r *wire.Request, target *namespace.Target, list []*priv
 	}
 }
 
-// attributes are those that every mount of a volume's tree gets.
 func (s *session) attributes(m *wire.Mount) (attr uint64) {
 	c := &s.config.Mounts
 	for bit, set := range map[uint64]bool{unix.MOUNT_ATTR_RDONLY: m.Mode == wire.ModeRO, unix.MOUNT_ATTR_NOSUID: !c.AllowSUID, unix.MOUNT_ATTR_NODEV: !c.AllowDev, unix.MOUNT_ATTR_NOEXEC: m.NoExec || c.NoExec} {
@@ -107,18 +105,14 @@ func (s *session) attributes(m *wire.Mount) (attr uint64) {
 
 // place pins what the request says of the container's file system.
 func (s *session) place(r *wire.Request, target *namespace.Target) *privops.Place {
-	t := &s.config.Targets
-	host := -1
+	t, host := &s.config.Targets, -1
 	if r.Rootfs != "" {
 		host = onHost(parse(r.Rootfs), t.RootfsRoots, "rootfs", "rootfs_roots")
 	}
 	rules := &privops.Rules{Deny: wire.ParsePaths(t.Deny), DenyUnder: wire.ParsePaths(t.DenyUnder), HostPaths: wire.ParsePaths(t.HostPaths)}
 	place := privops.NewPlace(target, rules, parse(r.Rootfs), host)
 	if r.Directory != "" && slices.ContainsFunc(r.Mounts, func(m wire.Mount) bool { return m.Path[0] != '/' }) {
-		seen := cmp.Or(r.Sandbox, wire.DefaultSandbox)
-		if target.SharesHostRoot && r.Rootfs == "" {
-			seen = r.Directory
-		}
+		seen := map[bool]string{true: r.Directory, false: cmp.Or(r.Sandbox, wire.DefaultSandbox)}[target.SharesHostRoot && r.Rootfs == ""]
 		place.UseSandbox(onHost(parse(r.Directory), t.SandboxRoots, "sandbox directory", "sandbox_roots"), parse(seen))
 	}
 	return place
@@ -138,7 +132,6 @@ func (s *session) source(m *wire.Mount) *privops.Source {
 	return privops.PinSource(root, asked.String(), asked.Components[len(parse(rule.Path).Components):], parse(m.Subpath).Components)
 }
 
-// onHost opens a directory on the host that lies in one of the allowed roots.
 func onHost(p wire.Path, roots []string, what, key string) int {
 	list := wire.ParsePaths(roots)
 	i := slices.IndexFunc(list, func(r wire.Path) bool { return r.Contains(p) && len(r.Components) < len(p.Components) })

@@ -50,8 +50,7 @@ func (s *session) intent(r *wire.Request, mounts []state.LedgerMount) error {
 	return s.write("intent", r, list)
 }
 
-// outcome writes down how a request ended, if the log was opened by then. A failure to write is nobody's error any more. Questions that were answered are not written down, also when the answer is that there
-// is no such volume: they would use up what refusals have room for.
+// outcome writes down how a request ended; that it cannot is nobody's error any more. Questions that were answered, also with "no such volume", are left out: they would use up what refusals have room for.
 func (s *session) outcome(r *wire.Request, blocks []wire.Fields, err error) {
 	if s.log < 0 || r != nil && (r.Op == wire.OpQuery || r.Op == wire.OpListVolumes) && (err == nil || wire.AsError(err).Code == wire.VolumeNotFound) {
 		return

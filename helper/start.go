@@ -21,12 +21,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-const (
-	readDeadline = 10 * time.Second // for the whole request to arrive
-	runDeadline  = 25 * time.Second // for everything; shorter than the policy process waits
-	killDeadline = 28 * time.Second // the kernel's own, for what the other two cannot interrupt
-	queueProbe   = 34               // a signal that nobody else uses
-)
+// How long the request may take to arrive, a sweep may wait for locks, and all may take: less than the policy process waits. The last is the kernel's own deadline, for what the others cannot interrupt.
+const readDeadline, lockDeadline, runDeadline, killDeadline = 10 * time.Second, 10 * time.Second, 25 * time.Second, 28 * time.Second
 
 var started = time.Now()
 
@@ -52,6 +48,7 @@ func startClean() {
 		namespace.Check(cmp.Or(err, unix.Setrlimit(resource, &l)), wire.System, "start", "cannot run with the resource limit %d (see getrlimit(2)) that the caller set", resource)
 	}
 	// A system call on all threads is made by signals, and waited for: the caller's queue must have room (it may be full below any limit), and the kernel ends us whatever happens.
+	const queueProbe = 34 // a signal that nobody else uses
 	mask := uint64(1 << (queueProbe - 1))
 	unix.RawSyscall6(unix.SYS_RT_SIGPROCMASK, unix.SIG_SETMASK, uintptr(unsafe.Pointer(&mask)), 0, 8, 0, 0)
 	namespace.Check(unix.Tgkill(os.Getpid(), unix.Gettid(), queueProbe), wire.System, "start", "cannot queue a signal: the caller's limit of pending signals is used up")
@@ -79,8 +76,7 @@ func (s *session) startDeadline() {
 		if s.finished.Load() {
 			os.Exit(wire.Timeout.Exit())
 		}
-		err := wire.Errorf(wire.Timeout, "deadline", "cannot finish within %v: a filesystem does not answer", runDeadline)
-		os.Exit(s.finish(nil, err.WithHint("bindgate recover finishes or undoes what was begun")))
+		os.Exit(s.finish(nil, wire.Errorf(wire.Timeout, "deadline", "cannot finish within %v: a filesystem does not answer", runDeadline).WithHint("bindgate recover finishes or undoes what was begun")))
 	})
 }
 
@@ -89,9 +85,8 @@ func (s *session) startDeadline() {
 func (s *session) becomeRoot() {
 	s.callerUID, s.callerGID, s.callerPID, s.peer = uint32(os.Getuid()), uint32(os.Getgid()), os.Getppid(), -1
 	nnp, _ := unix.PrctlRetInt(unix.PR_GET_NO_NEW_PRIVS, 0, 0, 0, 0)
-	why := map[bool]namespace.Hint{true: "the caller has no_new_privs, so the setuid bit has no effect: set helper.transport = \"socket\" in policy.toml",
-		false: "it must be owned by root with mode 4750, on a filesystem without nosuid"}
-	why[nnp == 1].DieIf(os.Geteuid() != 0, wire.Config, "start", "cannot act: bindgate-helper runs without privilege, as uid %d", os.Geteuid())
+	hint := map[bool]namespace.Hint{true: "the caller has no_new_privs, so the setuid bit has no effect: set helper.transport = \"socket\" in policy.toml", false: "it must be root's with mode 4750, on a filesystem without nosuid"}
+	hint[nnp == 1].DieIf(os.Geteuid() != 0, wire.Config, "start", "cannot act: bindgate-helper runs without privilege, as uid %d", os.Geteuid())
 	name, _ := unix.Getsockname(0)
 	if own, ok := name.(*unix.SockaddrUnix); s.callerUID == 0 && ok && own.Name == conf.HelperSocket() {
 		peer := namespace.Must(unix.GetsockoptUcred(0, unix.SOL_SOCKET, unix.SO_PEERCRED))(wire.System, "start", "cannot tell who is at the other end of the socket")
@@ -180,8 +175,7 @@ func (s *session) finish(blocks []wire.Fields, err error) int {
 	s.outcome(s.request, blocks, err)
 	reply, status := &wire.Reply{Blocks: blocks}, 0
 	if err != nil {
-		reply.Err = wire.AsError(err)
-		status = reply.Err.Code.Exit()
+		reply.Err, status = wire.AsError(err), wire.AsError(err).Code.Exit()
 	}
 	for data := reply.Encode(); len(data) > 0; {
 		n, err := unix.Write(1, data) // not os.Stdout, which dies of a broken pipe
