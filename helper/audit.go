@@ -15,8 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Failures are written down at most refusalBurst times in refusalWindow seconds for each uid; what was left out is counted in the next line (T32).
-const refusalBurst, refusalWindow = 20, 10
+const refusalBurst, refusalWindow = 20, 10 // so many failures of a uid are written down in so many seconds; the next line counts what was left out (T32)
 
 // openAudit opens the audit log, which has one JSON line of intent before anything becomes visible, one of outcome after, and one per refusal: an append-only file, and syslog where there is one.
 func (s *session) openAudit() {

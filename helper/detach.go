@@ -224,7 +224,7 @@ func (s *session) keep(source string, kind int16) *state.Lock {
 func (s *session) refuseAttached(volume string) {
 	for _, id := range must(s.ledger.Namespaces()) {
 		for _, m := range must(s.ledger.ReadNS(id)).Mounts {
-			namespace.Hint("see bindgate status; clean the container up first").DieIf(strings.HasPrefix(m.Source+"/", volume+"/") && namespace.Mounted(m.ID, id), wire.Busy, "volume", "cannot remove the volume %s: a container has it attached", volume)
+			namespace.Hint("see bindgate status; clean the container up first").DieIf(strings.HasPrefix(m.Source+"/", volume+"/") && namespace.Mounted(m.ID, id), wire.Busy, "volume", "cannot remove %s: a container has it attached", volume)
 		}
 	}
 }

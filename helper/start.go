@@ -93,8 +93,7 @@ func (s *session) becomeRoot() {
 		s.peer = namespace.Must(unix.GetsockoptInt(0, unix.SOL_SOCKET, unix.SO_PEERPIDFD))(wire.NamespaceGone, "start", "cannot pin who is at the other end of the socket")
 		s.callerUID, s.callerGID, s.callerPID = peer.Uid, peer.Gid, int(peer.Pid)
 	}
-	// Groups are given up by this thread alone: it is the one that opens and makes files.
-	_, _, e1 := unix.RawSyscall(unix.SYS_SETGROUPS, 0, 0, 0)
+	_, _, e1 := unix.RawSyscall(unix.SYS_SETGROUPS, 0, 0, 0) // by this thread alone: it is the one that opens and makes files
 	_, _, e2 := unix.RawSyscall(unix.SYS_SETRESGID, 0, 0, 0)
 	err := unix.Setresuid(0, 0, 0)
 	namespace.DieIf(e1 != 0 || e2 != 0 || err != nil, wire.System, "start", "cannot become uid 0 in all ids: %v, %v, %v", e1, e2, err)
@@ -122,8 +121,7 @@ func (s *session) open() {
 
 // readRequest reads descriptor 0 to its end. Dies of timeout, invalid_request.
 func readRequest() *wire.Request {
-	end := time.Now().Add(readDeadline)
-	data, buf := []byte(nil), make([]byte, 1<<13)
+	data, buf, end := []byte(nil), make([]byte, 1<<13), time.Now().Add(readDeadline)
 	for {
 		n, err := unix.Poll([]unix.PollFd{{Fd: 0, Events: unix.POLLIN}}, max(0, int(time.Until(end).Milliseconds())))
 		namespace.DieIf(err == nil && n == 0, wire.Timeout, "request", "cannot read the request: it did not arrive within %v", readDeadline)
