@@ -76,7 +76,7 @@ func checkQuote(t *testing.T, s string) {
 }
 
 func TestObject(t *testing.T) {
-	for want, pairs := range map[string][]string{
+	for want, pairs := range map[string][]any{
 		`{}`: nil, `{"a":"b"}`: {"a", "b"}, `{"c":"d"}`: {"a", "", "c", "d", "e", "0"}, `{"uid":"0","gid":"0"}`: {"uid", "0", "gid", "0", "pid", "0"}, `{"uid":"","n":"00"}`: {"uid", "", "n", "00"},
 	} {
 		if got := object(pairs...); got != want {
@@ -102,9 +102,8 @@ func newSession(t *testing.T) (*session, func() []string) {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { file.Close(); store.Close() })
-	s := &session{host: &namespace.Host{BootID: "boot"}, config: conf.DefaultHelper(), ledger: &state.Ledger{Store: store}}
-	s.caller.uid, s.caller.gid, s.caller.pid = 1000, 1001, 4711
-	s.audit = &audit{s: s, file: int(file.Fd()), syslog: -1, exe: "/usr/bin/agent\n"}
+	s := &session{host: &namespace.Host{BootID: "boot"}, config: conf.DefaultHelper(), ledger: &state.Ledger{Store: store},
+		callerUID: 1000, callerGID: 1001, callerPID: 4711, callerExe: "/usr/bin/agent\n", log: int(file.Fd()), syslog: -1}
 	return s, func() (lines []string) {
 		data, err := io.ReadAll(io.NewSectionReader(file, 0, 1<<30))
 		if err != nil {
@@ -120,13 +119,13 @@ func newSession(t *testing.T) (*session, func() []string) {
 func TestEveryDecisionIsOneLine(t *testing.T) {
 	for _, x := range hostile {
 		s, lines := newSession(t)
-		s.audit.ns.Store(77)
+		s.targetNS.Store(77)
 		r := &wire.Request{Op: wire.OpAttach, Owner: x, Container: x, Name: x, PID: 7}
-		s.audit.intent(r, []state.LedgerMount{{Recorded: wire.Recorded{Prefix: x, Path: x, ID: 1 << 40}, Source: x, Mode: "rw"}, {Recorded: wire.Recorded{Path: "/b", ID: 8}, Source: "/v", Mode: "ro"}})
-		s.audit.outcome(r, []wire.Fields{wire.Pairs("mount", x, "target", x, "id", "8")}, nil)
-		s.audit.outcome(r, nil, wire.Errorf(wire.Denied, x, "cannot serve %s", x))
-		s.audit.outcome(r, nil, errors.New(x))
-		s.audit.outcome(nil, nil, wire.Errorf(wire.InvalidRequest, "request", "cannot read %s", x)) // the request could not be read
+		s.intent(r, []state.LedgerMount{{Recorded: wire.Recorded{Prefix: x, Path: x, ID: 1 << 40}, Source: x, Mode: "rw"}, {Recorded: wire.Recorded{Path: "/b", ID: 8}, Source: "/v", Mode: "ro"}})
+		s.outcome(r, []wire.Fields{wire.Pairs("mount", x, "target", x, "id", "8")}, nil)
+		s.outcome(r, nil, wire.Errorf(wire.Denied, x, "cannot serve %s", x))
+		s.outcome(r, nil, errors.New(x))
+		s.outcome(nil, nil, wire.Errorf(wire.InvalidRequest, "request", "cannot read %s", x)) // the request could not be read
 		got := lines()
 		if len(got) != 5 {
 			t.Fatalf("%q: %d lines: %q", x, len(got), got)
@@ -153,14 +152,14 @@ func TestEveryDecisionIsOneLine(t *testing.T) {
 func TestQuestionsThatWereAnsweredAreNotWrittenDown(t *testing.T) {
 	s, lines := newSession(t)
 	for _, op := range []string{wire.OpQuery, wire.OpListVolumes} {
-		s.audit.outcome(&wire.Request{Op: op}, nil, nil)
+		s.outcome(&wire.Request{Op: op}, nil, nil)
 	}
-	s.audit.outcome(&wire.Request{Op: wire.OpListVolumes}, nil, wire.Errorf(wire.VolumeNotFound, "volume", "cannot find")) // what each volume create asks first
+	s.outcome(&wire.Request{Op: wire.OpListVolumes}, nil, wire.Errorf(wire.VolumeNotFound, "volume", "cannot find")) // what each volume create asks first
 	if got := lines(); len(got) != 0 {
 		t.Errorf("%q", got)
 	}
-	s.audit.outcome(&wire.Request{Op: wire.OpQuery}, nil, wire.Errorf(wire.Denied, "caller", "cannot serve"))
-	s.audit.outcome(&wire.Request{Op: wire.OpRemoveVolume}, nil, wire.Errorf(wire.VolumeNotFound, "volume", "cannot find"))
+	s.outcome(&wire.Request{Op: wire.OpQuery}, nil, wire.Errorf(wire.Denied, "caller", "cannot serve"))
+	s.outcome(&wire.Request{Op: wire.OpRemoveVolume}, nil, wire.Errorf(wire.VolumeNotFound, "volume", "cannot find"))
 	if got := lines(); len(got) != 2 {
 		t.Errorf("%q", got)
 	}
@@ -187,11 +186,11 @@ func TestIntentThatCannotBeWrittenDownIsAnError(t *testing.T) {
 	}
 	for name, fd := range map[string]int{"a full disk": int(full.Fd()), "no file": -1, "a disk that is full within the line": pipe[1]} {
 		s, _ := newSession(t)
-		s.audit.file = fd
-		if err := s.audit.intent(&wire.Request{Op: wire.OpAttach, Container: strings.Repeat("c", 6000)}, nil); err == nil {
+		s.log = fd
+		if err := s.intent(&wire.Request{Op: wire.OpAttach, Container: strings.Repeat("c", 6000)}, nil); err == nil {
 			t.Error(name)
 		}
-		s.audit.outcome(&wire.Request{Op: wire.OpDetach}, nil, nil) // a detach goes on
+		s.outcome(&wire.Request{Op: wire.OpDetach}, nil, nil) // a detach goes on
 	}
 }
 
@@ -203,9 +202,9 @@ func TestSyslogThatDoesNotReadHoldsNobodyUp(t *testing.T) {
 	}
 	defer unix.Close(fds[0])
 	defer unix.Close(fds[1])
-	s.audit.syslog = fds[0]
+	s.syslog = fds[0]
 	for range 2000 {
-		s.audit.outcome(&wire.Request{Op: wire.OpDetach}, nil, nil)
+		s.outcome(&wire.Request{Op: wire.OpDetach}, nil, nil)
 	}
 	if got := lines(); len(got) != 2000 {
 		t.Errorf("%d lines", len(got))
@@ -223,7 +222,7 @@ func TestSyslogThatDoesNotReadHoldsNobodyUp(t *testing.T) {
 func TestRefusalsAreLimitedForEachUID(t *testing.T) {
 	s, lines := newSession(t)
 	refuse := func() {
-		s.audit.outcome(&wire.Request{Op: wire.OpAttach}, nil, wire.Errorf(wire.Denied, "caller", "cannot serve"))
+		s.outcome(&wire.Request{Op: wire.OpAttach}, nil, wire.Errorf(wire.Denied, "caller", "cannot serve"))
 	}
 	window := func(ago time.Duration, n int) {
 		if err := s.ledger.Write("refused+1000", []byte(strconv.FormatInt(time.Now().Add(-ago).Unix(), 10)+" "+strconv.Itoa(n))); err != nil {
@@ -237,12 +236,12 @@ func TestRefusalsAreLimitedForEachUID(t *testing.T) {
 	if got := len(lines()); got < refusalBurst || got > 2*refusalBurst { // two windows, if the clock is at the end of one
 		t.Fatalf("%d lines", got)
 	}
-	s.caller.uid = 1001
+	s.callerUID = 1001
 	before := len(lines())
 	if refuse(); len(lines()) != before+1 {
 		t.Error("another uid's refusal was left out")
 	}
-	s.caller.uid = 1000
+	s.callerUID = 1000
 
 	for name, c := range map[string]struct {
 		ago     time.Duration
@@ -279,7 +278,7 @@ func TestLinesOfSeveralWritersDoNotMix(t *testing.T) {
 	for range 8 {
 		all.Go(func() {
 			for range 50 {
-				s.audit.outcome(&wire.Request{Op: wire.OpDetach, Container: strings.Repeat("c", 3000)}, nil, nil)
+				s.outcome(&wire.Request{Op: wire.OpDetach, Container: strings.Repeat("c", 3000)}, nil, nil)
 			}
 		})
 	}

@@ -8,6 +8,7 @@ package main
 import (
 	"os"
 	"runtime"
+	"sync/atomic"
 
 	"github.com/bindgate/bindgate/conf"
 	"github.com/bindgate/bindgate/namespace"
@@ -20,26 +21,29 @@ func init() { runtime.LockOSThread() } // namespaces, capabilities and file syst
 
 // A session is one run: who asks, and what was opened before anything of the caller's was read.
 type session struct {
-	caller caller
-	host   *namespace.Host
-	config *conf.Helper
-	ledger *state.Ledger
-	audit  *audit
-
-	request *wire.Request // nil until it was read
+	callerUID, callerGID uint32 // of who started us, or of who is at the other end of our own socket
+	callerPID, peer      int    // peer is a pidfd of who is at the other end; our parent needs none
+	callerExe            string
+	host                 *namespace.Host
+	config               *conf.Helper
+	ledger               *state.Ledger
+	log, syslog          int           // the audit log, -1 until it was opened; a datagram socket, connected if there is a syslog
+	request              *wire.Request // nil until it was read
+	whose                state.Whose   // the container that it is about
+	targetNS             atomic.Uint64 // mount namespace of the target, once it is known
+	finished             atomic.Bool   // the outcome is known: there is only one
 }
 
 func main() {
-	s := &session{}
-	var blocks []wire.Fields
+	s, blocks := &session{log: -1}, []wire.Fields(nil)
 	err := namespace.Try(func() {
-		startClean()                                              // 1: arguments, environment, signals, timers, limits, descriptors, umask, working directory
-		s.caller = becomeRoot()                                   // 2: who calls; uid 0 in all ids; not dumpable
-		s.host = namespace.OpenHost(s.caller.pid, s.caller.pidfd) // 3: procfs, and what is the host's or the caller's
-		s.config = must(conf.LoadHelper())                        // 4: helper.toml and all above it are root's
-		s.open()                                                  // 3: ledger and audit log, as helper.toml says
-		privops.Reduce(s.host)                                    // 5: capabilities, no_new_privs, system call filter; read back
-		s.request = readRequest()                                 // 6: with a deadline and a size limit
+		startClean()                                     // 1: arguments, environment, signals, timers, limits, descriptors, umask, working directory
+		s.becomeRoot()                                   // 2: who calls; uid 0 in all three ids; not dumpable
+		s.host = namespace.OpenHost(s.callerPID, s.peer) // 3: procfs, and what is the host's or the caller's
+		s.config = must(conf.LoadHelper())               // 4: helper.toml and all above it are root's
+		s.open()                                         // 3: ledger and audit log, as helper.toml says
+		privops.Reduce(s.host)                           // 5: capabilities, no_new_privs, system call filter; read back
+		s.request = readRequest()                        // 6: with a deadline and a size limit
 		s.startDeadline()
 		s.authorise()
 		privops.Confine(s.request.Op, 0)

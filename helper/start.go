@@ -8,12 +8,9 @@ import (
 	"slices"
 	"strconv"
 	"strings"
-	"sync/atomic"
 	"syscall"
 	"time"
 	"unsafe"
-
-	"golang.org/x/sys/unix"
 
 	"github.com/bindgate/bindgate/conf"
 	_ "github.com/bindgate/bindgate/helper/inherited"
@@ -21,21 +18,17 @@ import (
 	"github.com/bindgate/bindgate/privops"
 	"github.com/bindgate/bindgate/state"
 	"github.com/bindgate/bindgate/wire"
+	"golang.org/x/sys/unix"
 )
 
-const (
-	readDeadline = 10 * time.Second // for the whole request to arrive
-	runDeadline  = 25 * time.Second // for everything; shorter than the policy process waits
-	killDeadline = 28 * time.Second // the kernel's own, for what the other two cannot interrupt
-	queueProbe   = 34               // a signal that nobody else uses
-)
+// How long the request may take to arrive, a sweep may wait for locks, and all may take: less than the policy process waits. The last is the kernel's own deadline, for what the others cannot interrupt.
+const readDeadline, lockDeadline, runDeadline, killDeadline = 10 * time.Second, 10 * time.Second, 25 * time.Second, 28 * time.Second
 
 var started = time.Now()
 
 // startClean takes back what the caller chose (T02 to T05). Dies of usage, system.
 func startClean() {
-	// Raw, since package signal knows no way to ignore all of them without a thread that listens. What the runtime itself needs stays: faults, SIGURG, whose default is to be ignored, and 33, with which it
-	// makes a system call on all threads.
+	// Raw, since package signal ignores all of them only with a thread that listens. What the runtime needs stays: faults, SIGURG, which is ignored by default, and 33, for a system call on all threads.
 	keep := []syscall.Signal{unix.SIGKILL, unix.SIGSTOP, unix.SIGSEGV, unix.SIGBUS, unix.SIGFPE, unix.SIGILL, unix.SIGTRAP, unix.SIGSYS, unix.SIGABRT, unix.SIGURG, 33}
 	ignore := struct{ handler, flags, restorer, mask uintptr }{handler: 1} // SIG_IGN
 	for n := syscall.Signal(1); n <= 64; n++ {
@@ -54,10 +47,13 @@ func startClean() {
 		}
 		namespace.Check(cmp.Or(err, unix.Setrlimit(resource, &l)), wire.System, "start", "cannot run with the resource limit %d (see getrlimit(2)) that the caller set", resource)
 	}
-	// The runtime makes a system call on all threads by signals, and waits for them for ever: the caller's queue must have room (it may be full below any limit), and the kernel ends us whatever happens.
-	setMask(1 << (queueProbe - 1))
+	// A system call on all threads is made by signals, and waited for: the caller's queue must have room (it may be full below any limit), and the kernel ends us whatever happens.
+	const queueProbe = 34 // a signal that nobody else uses
+	mask := uint64(1 << (queueProbe - 1))
+	unix.RawSyscall6(unix.SYS_RT_SIGPROCMASK, unix.SIG_SETMASK, uintptr(unsafe.Pointer(&mask)), 0, 8, 0, 0)
 	namespace.Check(unix.Tgkill(os.Getpid(), unix.Gettid(), queueProbe), wire.System, "start", "cannot queue a signal: the caller's limit of pending signals is used up")
-	setMask(0)
+	mask = 0
+	unix.RawSyscall6(unix.SYS_RT_SIGPROCMASK, unix.SIG_SETMASK, uintptr(unsafe.Pointer(&mask)), 0, 8, 0, 0)
 	unix.Setitimer(unix.ItimerReal, unix.Itimerval{Value: unix.NsecToTimeval(int64(killDeadline))}) // instead of the caller's, which survives exec; the signals of the others are ignored
 	namespace.DieIf(len(os.Args) > 1, wire.Usage, "start", "cannot take arguments: one request on descriptor 0 is all")
 	passed, err := os.ReadFile("/proc/self/environ")                                                                                          // the kernel's word: the runtime of a setuid program adds to the environment that it tells
@@ -72,55 +68,38 @@ func startClean() {
 	}
 }
 
-// startDeadline ends the run when it takes too long. What came before has a deadline of its own or asks no filesystem of the caller's; one of the runtime's timers has a thread that waits for it, which every
-// system call on all threads would have to stop.
+// startDeadline ends the run when it takes too long. What came before has a deadline of its own or asks no filesystem of the caller's; a timer has a thread, which each call on all threads would stop.
 func (s *session) startDeadline() {
 	time.AfterFunc(time.Until(started.Add(runDeadline)), func() { // like a crash at this instruction: what is recorded is finished or undone by the next sweep
 		runtime.LockOSThread()
 		privops.Relinquish() // this is another thread than the one that works
-		if finished.Load() {
+		if s.finished.Load() {
 			os.Exit(wire.Timeout.Exit())
 		}
-		err := wire.Errorf(wire.Timeout, "deadline", "cannot finish within %v: a filesystem does not answer", runDeadline)
-		os.Exit(s.finish(nil, err.WithHint("bindgate recover finishes or undoes what was begun")))
+		os.Exit(s.finish(nil, wire.Errorf(wire.Timeout, "deadline", "cannot finish within %v: a filesystem does not answer", runDeadline).WithHint("bindgate recover finishes or undoes what was begun")))
 	})
-}
-
-func setMask(mask uint64) {
-	unix.RawSyscall6(unix.SYS_RT_SIGPROCMASK, unix.SIG_SETMASK, uintptr(unsafe.Pointer(&mask)), 0, 8, 0, 0)
-}
-
-// A caller is who started us, or who is at the other end of our own socket.
-type caller struct {
-	uid, gid   uint32
-	pid, pidfd int // the pidfd is of a peer; our parent needs none
 }
 
 // becomeRoot notes the caller and becomes uid 0 in all three ids, so that the caller, which had our real uid, can neither signal nor stop us. Peer credentials count only if root started us, and on our own
 // socket, since anybody may have connected to somebody's and pass it as descriptor 0 (FACTS 13). Dies of config if the setuid bit had no effect.
-func becomeRoot() caller {
-	c := caller{uint32(os.Getuid()), uint32(os.Getgid()), os.Getppid(), -1}
-	if os.Geteuid() != 0 {
-		nnp, _ := unix.PrctlRetInt(unix.PR_GET_NO_NEW_PRIVS, 0, 0, 0, 0)
-		const why = "cannot act: bindgate-helper runs without privilege, as uid %d"
-		namespace.Hint("the caller has no_new_privs, so the setuid bit has no effect: set helper.transport = \"socket\" in policy.toml").DieIf(nnp == 1, wire.Config, "start", why, os.Geteuid())
-		namespace.Die(wire.Errorf(wire.Config, "start", why, os.Geteuid()).WithHint("it must be owned by root with mode 4750, on a filesystem without nosuid"))
-	}
+func (s *session) becomeRoot() {
+	s.callerUID, s.callerGID, s.callerPID, s.peer = uint32(os.Getuid()), uint32(os.Getgid()), os.Getppid(), -1
+	nnp, _ := unix.PrctlRetInt(unix.PR_GET_NO_NEW_PRIVS, 0, 0, 0, 0)
+	hint := map[bool]namespace.Hint{true: "the caller has no_new_privs, so the setuid bit has no effect: set helper.transport = \"socket\" in policy.toml", false: "it must be root's with mode 4750, on a filesystem without nosuid"}
+	hint[nnp == 1].DieIf(os.Geteuid() != 0, wire.Config, "start", "cannot act: bindgate-helper runs without privilege, as uid %d", os.Geteuid())
 	name, _ := unix.Getsockname(0)
-	if own, ok := name.(*unix.SockaddrUnix); c.uid == 0 && ok && own.Name == conf.HelperSocket() {
+	if own, ok := name.(*unix.SockaddrUnix); s.callerUID == 0 && ok && own.Name == conf.HelperSocket() {
 		peer := namespace.Must(unix.GetsockoptUcred(0, unix.SOL_SOCKET, unix.SO_PEERCRED))(wire.System, "start", "cannot tell who is at the other end of the socket")
-		pidfd := namespace.Must(unix.GetsockoptInt(0, unix.SOL_SOCKET, unix.SO_PEERPIDFD))(wire.NamespaceGone, "start", "cannot pin who is at the other end of the socket")
-		c = caller{peer.Uid, peer.Gid, int(peer.Pid), pidfd}
+		s.peer = namespace.Must(unix.GetsockoptInt(0, unix.SOL_SOCKET, unix.SO_PEERPIDFD))(wire.NamespaceGone, "start", "cannot pin who is at the other end of the socket")
+		s.callerUID, s.callerGID, s.callerPID = peer.Uid, peer.Gid, int(peer.Pid)
 	}
-	// Groups are given up by this thread alone: it is the one that opens and makes files.
-	_, _, e1 := unix.RawSyscall(unix.SYS_SETGROUPS, 0, 0, 0)
+	_, _, e1 := unix.RawSyscall(unix.SYS_SETGROUPS, 0, 0, 0) // by this thread alone: it is the one that opens and makes files
 	_, _, e2 := unix.RawSyscall(unix.SYS_SETRESGID, 0, 0, 0)
 	err := unix.Setresuid(0, 0, 0)
 	namespace.DieIf(e1 != 0 || e2 != 0 || err != nil, wire.System, "start", "cannot become uid 0 in all ids: %v, %v, %v", e1, e2, err)
 	namespace.Check(unix.Prctl(unix.PR_SET_DUMPABLE, 0, 0, 0, 0), wire.System, "start", "cannot become undumpable")
 	d, err := unix.PrctlRetInt(unix.PR_GET_DUMPABLE, 0, 0, 0, 0)
 	namespace.DieIf(err != nil || d != 0, wire.Internal, "start", "cannot go on: the kernel says that dumpable is %d", d)
-	return c
 }
 
 // open opens the ledger and the audit log as descriptors: after a container was entered, paths are the container's.
@@ -137,13 +116,12 @@ func (s *session) open() {
 	exe, e2 := os.Stat("/proc/self/exe")
 	namespace.DieIf(e1 != nil || e2 != nil || !os.SameFile(own, exe) || own.Sys().(*syscall.Stat_t).Nlink != 1, wire.Config, "start", "cannot run under another name than %s, or with more than one", conf.HelperPath())
 	s.ledger = &state.Ledger{Store: must(state.Open(conf.LedgerDir(), s.host.BootID, false))} // by name again: as was just checked, only root can make it mean another folder
-	s.audit = openAudit(s)
+	s.openAudit()
 }
 
 // readRequest reads descriptor 0 to its end. Dies of timeout, invalid_request.
 func readRequest() *wire.Request {
-	end := time.Now().Add(readDeadline)
-	data, buf := []byte(nil), make([]byte, 1<<13)
+	data, buf, end := []byte(nil), make([]byte, 1<<13), time.Now().Add(readDeadline)
 	for {
 		n, err := unix.Poll([]unix.PollFd{{Fd: 0, Events: unix.POLLIN}}, max(0, int(time.Until(end).Milliseconds())))
 		namespace.DieIf(err == nil && n == 0, wire.Timeout, "request", "cannot read the request: it did not arrive within %v", readDeadline)
@@ -168,10 +146,11 @@ func (s *session) held(l *state.Lock, err error) *state.Lock {
 	return l
 }
 
-// authorise admits the policy user and the uids that helper.toml names. The setuid bit's group is not enough (T01). Dies of denied.
+// authorise admits the policy user and the uids that helper.toml names, each to its own containers. The setuid bit's group is not enough (T01). Dies of denied.
 func (s *session) authorise() {
 	uid, ok := idOf("/etc/passwd", conf.User())
-	namespace.DieIf(!slices.Contains(s.config.Callers.UIDs, s.caller.uid) && (!ok || uid != s.caller.uid), wire.Denied, "caller", "cannot serve uid %d: only the user %s may call, and the uids in callers.uids of helper.toml", s.caller.uid, conf.User())
+	namespace.DieIf(!slices.Contains(s.config.Callers.UIDs, s.callerUID) && (!ok || uid != s.callerUID), wire.Denied, "caller", "cannot serve uid %d: only the user %s may call, and the uids in callers.uids of helper.toml", s.callerUID, conf.User())
+	s.whose = state.Whose{UID: s.callerUID, Owner: s.request.Owner, Container: s.request.Container}
 }
 
 // idOf returns the id of a name in /etc/passwd or /etc/group: the third field in both (passwd(5), group(5)).
@@ -186,21 +165,15 @@ func idOf(file, name string) (uint32, bool) {
 	return 0, false
 }
 
-var finished atomic.Bool
-
-// finish writes down the outcome, writes the reply and returns the exit status of its class. A caller that does not read is waited for until the deadline; that it is gone changes nothing: the work is done and
-// recorded.
+// finish writes down the outcome, writes the reply and returns the exit status of its class. A caller that does not read is waited for until the deadline; that one is gone changes nothing.
 func (s *session) finish(blocks []wire.Fields, err error) int {
-	if finished.Swap(true) {
+	if s.finished.Swap(true) {
 		select {} // the deadline was first, and ends the process
 	}
-	if s.audit != nil {
-		s.audit.outcome(s.request, blocks, err)
-	}
+	s.outcome(s.request, blocks, err)
 	reply, status := &wire.Reply{Blocks: blocks}, 0
 	if err != nil {
-		reply.Err = wire.AsError(err)
-		status = reply.Err.Code.Exit()
+		reply.Err, status = wire.AsError(err), wire.AsError(err).Code.Exit()
 	}
 	for data := reply.Encode(); len(data) > 0; {
 		n, err := unix.Write(1, data) // not os.Stdout, which dies of a broken pipe
