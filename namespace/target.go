@@ -41,7 +41,9 @@ func (h *Host) Pin(pid int, start uint64, rules []string) *Target {
 	defer func() { DieIf(ended(pidfd), wire.NamespaceGone, "target", gone, pid, "it has ended") }() // whatever else failed: this is why
 	t := &Target{PID: pid, HostNS: h.NS.ID, UserNS: -1, dir: strconv.Itoa(pid) + "/"}
 	t.pinNamespaces(h, pidfd)
-	t.matchCgroups(h, rules)
+	DieIf(!h.cgroupOK, wire.Config, "target", "cannot judge the cgroups of pid %d: bindgate-helper was started in a cgroup namespace that is not the host's", pid)
+	cgroups := Must(h.Read(t.dir+"cgroup"))(wire.System, "target", "cannot read the cgroups of pid %d", pid)
+	Hint("see its /proc/PID/cgroup; root can add the common path of your containers to targets.cgroups").DieIf(!MatchCgroups(cgroups, rules), wire.TargetForbidden, "target", "cannot attach into pid %d: no rule in targets.cgroups of helper.toml matches its cgroups", pid)
 	t.Root = Must(unix.Openat(h.Proc, t.dir+"root", unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0))(wire.System, "target", "cannot open the root directory of pid %d", pid)
 	st := Must(stat(t.Root, ""))(wire.System, "target", "cannot stat the root directory of pid %d", pid)
 	t.SharesHostRoot = st.Dev == h.root.Dev && st.Ino == h.root.Ino
@@ -83,11 +85,6 @@ func (t *Target) pinNamespaces(h *Host, pidfd int) {
 	if owner.Ino == ours.Ino {
 		t.UserNS = -1
 	}
-}
-
-func (t *Target) matchCgroups(h *Host, rules []string) {
-	DieIf(!h.cgroupOK, wire.Config, "target", "cannot judge the cgroups of pid %d: bindgate-helper was started in a cgroup namespace that is not the host's", t.PID)
-	Hint("see its /proc/PID/cgroup; root can add the common path of your containers to targets.cgroups").DieIf(!MatchCgroups(Must(h.Read(t.dir+"cgroup"))(wire.System, "target", "cannot read the cgroups of pid %d", t.PID), rules), wire.TargetForbidden, "target", "cannot attach into pid %d: no rule in targets.cgroups of helper.toml matches its cgroups", t.PID)
 }
 
 // mappedRoot returns the outside id of the inside id 0 (user_namespaces(7)).
