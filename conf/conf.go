@@ -36,8 +36,8 @@ func Own() []string { // nobody's volume: what is in them is ours
 // Helper is helper.toml: what the privileged side allows, whoever asks. It is root's alone.
 type Helper struct {
 	Callers struct {
-		UIDs []uint32 `toml:"uids"` // who may call, besides the policy user
-	} `toml:"callers"`
+		UIDs []uint32 `toml:"uids"`
+	} `toml:"callers"` // who may call, besides the policy user
 	Sources []Source `toml:"source"`
 	Targets struct {
 		Cgroups                []string `toml:"cgroups"`       // host's view; whole components

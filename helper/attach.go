@@ -95,12 +95,9 @@ func (s *session) commit(r *wire.Request, target *namespace.Target, list []*priv
 	}
 }
 
-func (s *session) attributes(m *wire.Mount) (attr uint64) {
-	c := &s.config.Mounts
-	for bit, set := range map[uint64]bool{unix.MOUNT_ATTR_RDONLY: m.Mode == wire.ModeRO, unix.MOUNT_ATTR_NOSUID: !c.AllowSUID, unix.MOUNT_ATTR_NODEV: !c.AllowDev, unix.MOUNT_ATTR_NOEXEC: m.NoExec || c.NoExec} {
-		attr |= map[bool]uint64{true: bit}[set]
-	}
-	return attr
+func (s *session) attributes(m *wire.Mount) uint64 {
+	c, on := &s.config.Mounts, func(bit uint64, set bool) uint64 { return map[bool]uint64{true: bit}[set] }
+	return on(unix.MOUNT_ATTR_RDONLY, m.Mode == wire.ModeRO) | on(unix.MOUNT_ATTR_NOSUID, !c.AllowSUID) | on(unix.MOUNT_ATTR_NODEV, !c.AllowDev) | on(unix.MOUNT_ATTR_NOEXEC, m.NoExec || c.NoExec)
 }
 
 // place pins what the request says of the container's file system.
