@@ -27,7 +27,7 @@ type Place struct {
 }
 
 const down = unix.RESOLVE_BENEATH | unix.RESOLVE_NO_SYMLINKS | unix.RESOLVE_NO_MAGICLINKS // how openat2 takes a step: to what lies below, and never over a link
-const maxLinks, maxMissing = 40, 32                                                       // the kernel's own limit of symlinks in one resolution (path_resolution(7)); of components made: each has an entry in the ledger, paths room for 2,047
+const maxLinks, maxMissing = 40, 32                                                       // the kernel's limit of symlinks in one resolution (path_resolution(7)); of components made: each has an entry in the ledger, paths room for 2,047
 
 // Open opens names beneath the directory dir, as a handle only. It goes name by name, follows no link, and asks each mount that it comes to for its type before it looks anything up in it: a FUSE server is
 // never asked, since it could hang whoever does (EREMOTE, T45); with fuse, what is opened may be the root of its mount. ns is the id of the mount namespace that all of it is in; 0 is the calling thread's.
