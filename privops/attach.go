@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"slices"
 	"strconv"
+	"strings"
 	"syscall"
 	"unsafe"
 
@@ -12,17 +13,68 @@ import (
 	"golang.org/x/sys/unix"
 )
 
+// A SourceRoot is one allowed folder of helper.toml, opened.
+type SourceRoot struct {
+	FD                           int  // O_PATH
+	Sealed                       bool // a folder above it is root's and lets nobody else through
+	RequireMountpoint, AllowFUSE bool // what helper.toml says
+	Ours                         bool // the local driver's folder, in which nobody mounts
+}
+
+// A Source is a directory or file to attach, pinned: from here on it is only its descriptor. It is sealed: a container that writes a setuid file into the volume must not thereby have one on the host
+// (FACTS 15), so no user of the host may reach it, or its mount on the host takes the bits away.
+type Source struct {
+	SourceRoot        // that it lies in; but FD is its own, and Sealed says that a folder above it seals it, and so the mounts in it
+	Path       string // as asked, for messages and records
+	IsDir      bool
+	mounts     int // how many lie in it on the host; -1: not counted
+}
+
+func (s *Source) forbid(cond bool, hint namespace.Hint, format string, args ...any) {
+	hint.DieIf(cond, wire.SourceForbidden, "source", "cannot use the source %s: "+format, append([]any{s.Path}, args...)...)
+}
+
+// PinSource opens path beneath root, and subpath beneath that, name by name, each in the one before it, so that one that is exchanged meanwhile is either found or not, never followed (T09). A mount on the way is asked
+// for its type before anything is looked up in it, so that no FUSE server can hang us (T11). The result is a directory, or a regular file with link count 1 (T44). Dies of source_forbidden whatever the reason.
+func PinSource(root SourceRoot, asked string, path, subpath []string) *Source {
+	s := &Source{SourceRoot: root, Path: asked, mounts: -1}
+	s.forbid(len(path) == 0, "", "it is the allowed folder itself, not something in it")
+	all, on, stx, st, err := slices.Concat(path, subpath), namespace.Mount{}, unix.Statx_t{}, unix.Stat_t{}, error(nil)
+	for i := 0; ; i++ {
+		on, stx, err = mountOn(s.FD, 0)
+		s.forbid(err != nil, "", "its mount cannot be examined: %v", err)
+		s.forbid(isFUSE(on.Type) && !s.AllowFUSE, "root can set allow_fuse = true for this [[source]] in helper.toml", "it is on a %s filesystem", on.Type)
+		s.forbid(i == len(path) && s.RequireMountpoint && stx.Attributes&unix.STATX_ATTR_MOUNT_ROOT == 0, "", "nothing is mounted there, and its [[source]] has require_mountpoint")
+		err = unix.Fstat(s.FD, &st)
+		if s.forbid(err != nil, "", "%v", err); i == len(all) {
+			break
+		}
+		s.Sealed = s.Sealed || st.Uid == 0 && st.Mode&0o011 == 0 // not even the group: with an ACL its bits are the mask
+		next, err := unix.Openat2(s.FD, all[i], &unix.OpenHow{Flags: unix.O_PATH | unix.O_CLOEXEC, Resolve: down})
+		s.forbid(err != nil, "", "%s: %v", strings.Join(all[:i+1], "/"), err)
+		unix.Close(s.FD)
+		s.FD = next
+	}
+	s.IsDir = st.Mode&unix.S_IFMT == unix.S_IFDIR
+	s.forbid(!s.IsDir && st.Mode&unix.S_IFMT != unix.S_IFREG, "", "it is neither a directory nor a regular file")
+	s.forbid(!s.IsDir && st.Nlink != 1, "", "it is a file with %d links, so it has a name elsewhere too", st.Nlink)
+	s.forbid(!s.Sealed && !strips(on), "chmod 0700 a folder of root's above it, or mount it with nosuid,nodev: otherwise a setuid file that a container writes there is setuid on the host", "it is not sealed: users of the host can reach it, and its mount lacks nosuid or nodev")
+	if !s.Ours {
+		s.mounts = MountsIn(on.ID, 0, strings.TrimRight(asked, "/")+strings.Join(append([]string{""}, subpath...), "/")+"/")
+	}
+	return s
+}
+
 // An Attachment is one volume on its way into a container: where from, where to, how, and once it is staged the detached tree that will be moved.
 type Attachment struct {
-	Mount    *wire.Mount // as asked
-	Source   *Source
-	Point    *Mountpoint
-	Attr     uint64 // MOUNT_ATTR_* to set on every mount of the tree
-	ID       uint64 // unique id of the tree's root mount; it keeps it when it is moved (FACTS 1)
-	Locked   bool
-	outer    *Attachment // the volume of the same request in which this one lands
-	tree     int         // detached mount
-	attached bool
+	Mount            *wire.Mount // as asked
+	Source           *Source
+	Point            *Mountpoint
+	Attr             uint64      // MOUNT_ATTR_* to set on every mount of the tree
+	ID               uint64      // unique id of the tree's root mount; it keeps it when it is moved (FACTS 1)
+	outer            *Attachment // the volume of the same request in which this one lands
+	tree             int         // detached mount
+	Locked, attached bool        // its attributes are locked; it was moved onto its place
 }
 
 // Order sorts the volumes of a request by depth and finds for each the one that it lands in. Two at one place die of invalid_request.
@@ -40,27 +92,19 @@ func Order(list []*Attachment) {
 
 // Clone makes a detached copy of the source with all that is mounted in it, and idmaps it, which has to be done before a mount is anywhere. Dies of source_forbidden, and of target_forbidden for an idmap that cannot be.
 func (a *Attachment) Clone(t *namespace.Target) {
-	const flags = unix.OPEN_TREE_CLONE | unix.OPEN_TREE_CLOEXEC | unix.AT_RECURSIVE | unix.AT_EMPTY_PATH
-	a.tree = namespace.Must(unix.OpenTree(a.Source.fd, "", flags))(wire.SourceForbidden, "tree", "cannot clone the mount of %s", a.Source.Path)
+	a.tree = namespace.Must(unix.OpenTree(a.Source.FD, "", unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC|unix.AT_RECURSIVE|unix.AT_EMPTY_PATH))(wire.SourceForbidden, "tree", "cannot clone the mount of %s", a.Source.Path)
 	// From here on nothing is mounted in it any more because it was mounted in the source.
 	namespace.Check(unix.MountSetattr(a.tree, "", unix.AT_EMPTY_PATH|unix.AT_RECURSIVE, &unix.MountAttr{Propagation: unix.MS_PRIVATE}), wire.System, "tree", "cannot make the clone of %s private", a.Source.Path)
-	unix.Close(a.Source.fd) // a table of more than 256 descriptors stalls as it grows (FACTS 16)
-	if !a.Mount.IDMap {
-		return
+	unix.Close(a.Source.FD) // a table of more than 256 descriptors stalls as it grows (FACTS 16)
+	if a.Mount.IDMap {
+		namespace.Hint("leave idmap out").DieIf(t.UserNS < 0, wire.TargetForbidden, "tree", "cannot map the ids of %s: the container has no user namespace of its own", a.Source.Path)
+		err := unix.MountSetattr(a.tree, "", unix.AT_EMPTY_PATH|unix.AT_RECURSIVE, &unix.MountAttr{Attr_set: unix.MOUNT_ATTR_IDMAP, Userns_fd: uint64(t.UserNS)})
+		namespace.Check(err, wire.SourceForbidden, "tree", "cannot map the ids of %s: its filesystem or a mount in it cannot be idmapped", a.Source.Path)
 	}
-	namespace.Hint("leave idmap out").DieIf(t.UserNS < 0, wire.TargetForbidden, "tree", "cannot map the ids of %s: the container has no user namespace of its own", a.Source.Path)
-	err := unix.MountSetattr(a.tree, "", unix.AT_EMPTY_PATH|unix.AT_RECURSIVE, &unix.MountAttr{Attr_set: unix.MOUNT_ATTR_IDMAP, Userns_fd: uint64(t.UserNS)})
-	namespace.Check(err, wire.SourceForbidden, "tree", "cannot map the ids of %s: its filesystem or a mount in it cannot be idmapped", a.Source.Path)
 }
 
 // Stage gives every tree its final attributes where nobody can see it, and locks them. A container's root with SYS_ADMIN can remount what was moved in: rw, suid, dev; but not a mount that was copied into a mount
-// namespace of a less privileged user namespace, whose attributes are locked, as those of its clones are (mount_namespaces(7), "Restrictions on mount namespaces"). So the trees pass through one:
-//
-//  1. On this thread, enter a private copy of the container's mount namespace (a copy of the host's would cost by the number of its mounts) and put an empty tmpfs on its root. Nobody else is in it.
-//  2. Move each tree onto a name in that tmpfs, look at every mount in it: allowed type, sealed. What is checked is what will be attached, so nothing can be mounted in between (T45).
-//  3. Set the attributes, recursively (T23).
-//  4. One child, with a fresh user and mount namespace, sees locked copies, clones each and leaves the clones in our descriptor table.
-//
+// namespace of a less privileged user namespace, whose attributes are locked, as those of its clones are (mount_namespaces(7), "Restrictions on mount namespaces"). So the trees pass through one (cloneTrees).
 // A volume that lands in another one of list, which is in the order of Order, is then resolved in that one's tree. The next Enter leaves the staging namespace. Dies of source_forbidden, unsupported_kernel, system.
 func Stage(list []*Attachment, ns namespace.NS, lock bool) {
 	ns.Enter()
@@ -82,7 +126,7 @@ func Stage(list []*Attachment, ns namespace.NS, lock bool) {
 	}
 }
 
-// stagingRoot makes the thread's root an empty tmpfs in a mount namespace that only this thread is in.
+// stagingRoot takes the thread into a private copy of the mount namespace that it is in, the container's (a copy of the host's would cost by the number of its mounts), and makes its root there an empty tmpfs.
 func stagingRoot() int {
 	const why = "cannot make a staging namespace"
 	check := func(err error) { namespace.Check(err, wire.System, "stage", why) }
@@ -97,6 +141,7 @@ func stagingRoot() int {
 	return top
 }
 
+// stage moves the tree onto a name in that tmpfs, where it looks at every mount in it: what is checked is what will be attached, so nothing can be mounted in between (T45). Then it sets the attributes on all (T23).
 func (a *Attachment) stage(top int, name string) {
 	check := func(err error) { namespace.Check(err, wire.System, "stage", "cannot stage %s", a.Source.Path) }
 	if a.Source.IsDir {
@@ -113,13 +158,13 @@ func (a *Attachment) stage(top int, name string) {
 	for _, sub := range below {
 		m, err := namespace.StatMount(sub, 0)
 		check(err)
-		a.Source.forbid(isFUSE(m.Type) && !a.Source.allowFUSE, "root can set allow_fuse = true for its [[source]] in helper.toml", "a %s filesystem is mounted in it", m.Type)
-		a.Source.forbid(!a.Source.private && !strips(m), "", "a mount in it lacks nosuid or nodev, so it is not sealed")
+		a.Source.forbid(isFUSE(m.Type) && !a.Source.AllowFUSE, "root can set allow_fuse = true for its [[source]] in helper.toml", "a %s filesystem is mounted in it", m.Type)
+		a.Source.forbid(!a.Source.Sealed && !strips(m), "", "a mount in it lacks nosuid or nodev, so it is not sealed")
 	}
 	check(unix.MountSetattr(a.tree, "", unix.AT_EMPTY_PATH|unix.AT_RECURSIVE, &unix.MountAttr{Attr_set: a.Attr}))
 }
 
-// cloneTrees replaces each descriptor in slots, a tree staged under its name in the working directory, by a detached clone of it, which with lock a child makes, so that its attributes are locked.
+// cloneTrees replaces each descriptor in slots, a tree staged under its name in the working directory, by a detached clone of it, which with lock a child makes, who sees only copies whose attributes are locked.
 func cloneTrees(slots []int, names [][5]byte, lock bool) syscall.Errno {
 	if !lock {
 		return cloneInto(slots, names)
@@ -179,13 +224,21 @@ func cloneInto(slots []int, names [][5]byte) syscall.Errno {
 
 // Attach moves the tree onto its mountpoint in the mount namespace that the calling thread has entered. It refuses one that the container changed, and one whose mount propagates to others (T22). Undo takes it back.
 func (a *Attachment) Attach(allowShared bool) {
-	a.Point.Check()
-	path := a.Point.Path()
-	on, err := mountOn(a.Point.fd, 0)
+	point, path := a.Point, a.Point.Path()
+	if p := point.place; a.outer == nil { // what was pinned must still be what the path means: one that was moved out of the root or deleted meanwhile is refused (T18)
+		AsRoot(p.target.UID, p.target.GID, func() {
+			fd, err := Open(p.root, point.names, p.target.NS.ID, false)
+			now, _, e1 := namespace.MountOf(fd)
+			was, _, e2 := namespace.MountOf(point.fd)
+			namespace.DieIf(cmp.Or(err, e1, e2) != nil || now != was || RootID(fd) != RootID(point.fd), wire.TargetForbidden, "attach", "cannot attach at %s: the container changed the path meanwhile", path)
+			unix.Close(fd)
+			point.judge()
+		})
+	}
+	on, _, err := mountOn(point.fd, 0)
 	namespace.DieIf(err != nil, wire.TargetForbidden, "attach", "cannot attach at %s: it is not in the container's mount namespace", path)
 	namespace.Hint("make it private or slave in the container (runc: rootfsPropagation), or set targets.allow_shared_propagation").DieIf(on.Propagation&unix.MS_SHARED != 0 && !allowShared, wire.PropagationShared, "attach", "cannot attach at %s: the mount there is shared, so the volume would show in other namespaces too", path)
-	const flags = unix.MOVE_MOUNT_F_EMPTY_PATH | unix.MOVE_MOUNT_T_EMPTY_PATH
-	namespace.Check(unix.MoveMount(a.tree, "", a.Point.fd, "", flags), wire.System, "attach", "cannot attach at %s", path)
+	namespace.Check(unix.MoveMount(a.tree, "", point.fd, "", unix.MOVE_MOUNT_F_EMPTY_PATH|unix.MOVE_MOUNT_T_EMPTY_PATH), wire.System, "attach", "cannot attach at %s", path)
 	a.attached = true
 	// The kernel follows to what is mounted on the place at that very moment. If the container was quick enough to mount something, the parent is another than the one that was judged.
 	now, err := namespace.StatMount(a.ID, 0)
@@ -204,3 +257,26 @@ func (a *Attachment) Undo(h *namespace.Host, removal Removal) {
 	r.Path, r.Made = absolute(a.Point.here()).String(), a.Point.made
 	RemoveMade(a.Point.place.root, &r, removal)
 }
+
+// MountsIn counts the mounts below the mount id (^0: all, LSMT_ROOT of listmount(2)), in the namespace with the id ns (0: the calling thread's), whose path begins with prefix; countMounts those that is says are meant.
+func MountsIn(id, ns uint64, prefix string) int {
+	return countMounts(id, ns, func(m namespace.Mount) bool { return strings.HasPrefix(m.Point+"/", prefix) })
+}
+
+func countMounts(id, ns uint64, is func(namespace.Mount) bool) (count int) {
+	for last, n := uint64(0), namespace.MaxMounts; n == namespace.MaxMounts; {
+		ids := namespace.Must(namespace.ListMounts(id, last, ns))(wire.System, "mounts", "cannot list the host's mounts")
+		n = len(ids)
+		for _, last = range ids {
+			if m, err := namespace.StatMount(last, ns); err == nil && is(m) {
+				count++
+			}
+		}
+	}
+	return count
+}
+
+const nosuidNodev = unix.MOUNT_ATTR_NOSUID | unix.MOUNT_ATTR_NODEV
+
+func strips(m namespace.Mount) bool { return m.Attr&nosuidNodev == nosuidNodev }
+func isFUSE(t string) bool          { return t == "fuse" || t == "fuseblk" || strings.HasPrefix(t, "fuse.") }

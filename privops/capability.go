@@ -68,10 +68,7 @@ func Reduce(h *namespace.Host) {
 // CheckStatus checks the text of a thread's status (proc_pid_status(5)): uids, capabilities, no_new_privs and filter are as Reduce wants them. Only the working thread's bounding set is emptied.
 func CheckStatus(status string, working bool) error {
 	want := fmt.Sprintf("Uid:\t0\t0\t0\t0\n,CapInh:\t%016x\n,CapPrm:\t%016x\n,CapEff:\t%016x\n,CapAmb:\t%016x\n,NoNewPrivs:\t1\n,Seccomp:\t2\n", 0, allCaps, allCaps, 0)
-	if working {
-		want += fmt.Sprintf(",CapBnd:\t%016x\n", 0)
-	}
-	for w := range strings.SplitSeq(want, ",") {
+	for w := range strings.SplitSeq(want+map[bool]string{true: ",CapBnd:\t0000000000000000\n"}[working], ",") {
 		if !strings.Contains(status, "\n"+w) {
 			return wire.Errorf(wire.Internal, "capabilities", "cannot go on with privilege: a thread does not have %q", w)
 		}

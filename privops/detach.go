@@ -15,8 +15,7 @@ func busy(r *wire.Recorded, cond bool, format string, args ...any) {
 	namespace.Hint("end what uses it, or detach with --lazy").DieIf(cond, wire.Busy, "detach", "cannot detach %s: "+format, append([]any{r.Target}, args...)...)
 }
 
-// Unused checks that nobody uses the mounts of list in the thread's namespace: no mount of keep, which are others' attachments, lies there, and unless lazy nothing else that is not in list, and no process has
-// anything open there. Dies of busy.
+// Unused checks that in the thread's namespace no mount of keep, which are others' attachments, lies on those of list; unless lazy also that nothing else does that is not in list, and that nobody uses them. Dies of busy.
 func Unused(h *namespace.Host, ns namespace.NS, list []*wire.Recorded, keep []uint64, lazy bool) {
 	for _, r := range list {
 		m, err := namespace.StatMount(r.ID, 0)
@@ -35,16 +34,12 @@ func Unused(h *namespace.Host, ns namespace.NS, list []*wire.Recorded, keep []ui
 	}
 }
 
-// Detach unmounts a recorded mount in the namespace that the calling thread has entered, and removes what was made for it. Only the mount with the recorded id goes (T27); lazy takes what lies on it along,
-// else that is busy. One that is not there any more is nobody's error.
+// Detach unmounts a recorded mount in the namespace that the calling thread has entered, and removes what was made for it. Only the mount with the recorded id goes (T27); lazy takes what lies on it along, else that
+// is busy. One that is not there, since it never came to be or the container unmounted it itself, is nobody's error.
 func Detach(h *namespace.Host, r *wire.Recorded, lazy bool, removal Removal) {
-	m, err := namespace.StatMount(r.ID, 0)
-	if err == unix.ENOENT { // never came to be, or the container unmounted it itself
-		unmake(r, "", removal)
-		return
-	}
-	namespace.Check(err, wire.Busy, "detach", "cannot find the mount at %s", r.Target)
-	for id := uint64(0); id != r.ID; {
+	m, lost := namespace.StatMount(r.ID, 0)
+	namespace.DieIf(lost != nil && lost != unix.ENOENT, wire.Busy, "detach", "cannot find the mount at %s: %v", r.Target, lost)
+	for id := uint64(0); lost == nil && id != r.ID; {
 		fd, err := openPoint(m.Point, true)
 		busy(r, err != nil, "the container covered or moved it (it was at %s): %v", m.Point, err)
 		id, _, err = namespace.MountOf(fd)
@@ -56,7 +51,7 @@ func Detach(h *namespace.Host, r *wire.Recorded, lazy bool, removal Removal) {
 	unmake(r, m.Point, removal)
 }
 
-// unmake removes what was made for the mount in the directory that was the container's root, which is the namespace's, or before the pivot the rootfs. One that was moved, last seen at point, leaves its place.
+// unmake removes what was made for the mount in the directory that was the container's root: the namespace's, or before the pivot the rootfs. One that was moved, last seen at point, leaves its place; "" if it is gone.
 func unmake(r *wire.Recorded, point string, removal Removal) {
 	for _, prefix := range []string{"", r.Prefix} {
 		root, err := openPoint(cmp.Or(prefix, "/"), false)
@@ -78,7 +73,7 @@ func openPoint(point string, fuse bool) (int, error) {
 	return Open(root, components(point), 0, fuse)
 }
 
-// unmount detaches the very mount that fd is on, whatever lies above it: the kernel is given the descriptor, through our procfs, not a path. What is mounted below goes along (MNT_DETACH, umount2(2)).
+// unmount detaches the very mount that fd is on, whatever lies above it: the kernel is given the descriptor, through our procfs, not a path. What is mounted below goes along (MNT_DETACH).
 func unmount(h *namespace.Host, fd int) error {
 	if err := unix.Fchdir(h.Proc); err != nil {
 		return err
@@ -91,7 +86,7 @@ func Statfs(ns namespace.NS, m namespace.Mount) (fs unix.Statfs_t, err error) {
 	ns.Enter()
 	fd, err := openPoint(m.Point, false)
 	defer unix.Close(fd)
-	on, e := mountOn(fd, 0)
+	on, _, e := mountOn(fd, 0)
 	if cmp.Or(err, e) != nil || on.ID != m.ID {
 		return fs, unix.EBUSY
 	}

@@ -17,29 +17,27 @@ type Rules struct{ Deny, DenyUnder, HostPaths []wire.Path }
 
 // A Place is where mountpoints are resolved: the target's root, and for relative paths its sandbox directory.
 type Place struct {
-	target               *namespace.Target
-	rules                *Rules
-	root, sandbox        int    // O_PATH descriptors of the root that paths are scoped to, and of the sandbox directory as the container sees it; -1: none
-	rootMount, sandMount uint64 // unique ids of their mounts
-	prefix               string // of the root in the target's namespace, before the pivot
-	onHost               bool   // the root is the host's
-	sandboxPath          wire.Path
-	tmpfs                uint64 // device of one that is not mounted on the host
+	target                      *namespace.Target
+	rules                       *Rules
+	root, sandbox               int    // O_PATH descriptors of the root that paths are scoped to, and of the sandbox directory as the container sees it; -1: none
+	rootMount, sandMount, tmpfs uint64 // unique ids of their mounts; device of a tmpfs that is not mounted on the host
+	prefix                      string // of the root in the target's namespace, before the pivot
+	onHost                      bool   // the root is the host's
+	sandboxPath                 wire.Path
 }
 
 const down = unix.RESOLVE_BENEATH | unix.RESOLVE_NO_SYMLINKS | unix.RESOLVE_NO_MAGICLINKS // how openat2 takes a step: to what lies below, and never over a link
+const maxLinks, maxMissing = 40, 32                                                       // the kernel's limit of symlinks in one resolution (path_resolution(7)); of components made: each has an entry in the ledger, paths room for 2,047
 
 // Open opens names beneath the directory dir, as a handle only. It goes name by name, follows no link, and asks each mount that it comes to for its type before it looks anything up in it: a FUSE server is
 // never asked, since it could hang whoever does (EREMOTE, T45); with fuse, what is opened may be the root of its mount. ns is the id of the mount namespace that all of it is in; 0 is the calling thread's.
 func Open(dir int, names []string, ns uint64, fuse bool) (int, error) {
 	fd, err := unix.FcntlInt(uintptr(dir), unix.F_DUPFD_CLOEXEC, 3) // to open "." would ask whether we may
 	for i := 0; err == nil; i++ {
-		on, e := mountOn(fd, ns)
-		if err = e; err == nil && isFUSE(on.Type) && !(fuse && i == len(names)) {
+		on, next := namespace.Mount{}, -1
+		if on, _, err = mountOn(fd, ns); err == nil && isFUSE(on.Type) && !(fuse && i == len(names)) {
 			err = unix.EREMOTE
-		}
-		next := -1
-		if err == nil && i == len(names) {
+		} else if err == nil && i == len(names) {
 			return fd, nil
 		} else if err == nil {
 			next, err = unix.Openat2(fd, names[i], &unix.OpenHow{Flags: unix.O_PATH | unix.O_CLOEXEC, Resolve: down})
@@ -50,17 +48,15 @@ func Open(dir int, names []string, ns uint64, fuse bool) (int, error) {
 	return -1, err
 }
 
-// mountOn describes the mount that a descriptor is on, in the namespace with the id ns.
-func mountOn(fd int, ns uint64) (m namespace.Mount, err error) {
-	id, _, err := namespace.MountOf(fd)
+func mountOn(fd int, ns uint64) (m namespace.Mount, stx unix.Statx_t, err error) {
+	id, stx, err := namespace.MountOf(fd)
 	if err == nil {
 		m, err = namespace.StatMount(id, ns)
 	}
-	return m, err
+	return m, stx, err
 }
 
-// NewPlace is the root of the target, or, if rootfs is not empty, that of a container that has not pivoted: a mountpoint in the target's namespace, while the process still has the host's root. Everything
-// is resolved through the target's pinned root (DESIGN section 4). host is a descriptor of that rootfs on the host: it must be the same directory. Dies of target_forbidden.
+// NewPlace is the target's pinned root, or, if rootfs is not empty, that of a container that has not pivoted: a mountpoint seen through that root, and the same directory as host (DESIGN section 4). Dies of target_forbidden.
 func NewPlace(t *namespace.Target, rules *Rules, rootfs wire.Path, host int) *Place {
 	p := &Place{target: t, rules: rules, root: t.Root, rootMount: t.RootMount, sandbox: -1, onHost: t.SharesHostRoot && len(rootfs.Components) == 0}
 	if len(rootfs.Components) == 0 {
@@ -71,16 +67,15 @@ func NewPlace(t *namespace.Target, rules *Rules, rootfs wire.Path, host int) *Pl
 	}
 	refuse(!t.SharesHostRoot, "the process has a root of its own already")
 	fd, err := Open(t.Root, rootfs.Components, t.NS.ID, false)
-	id, stx, e1 := namespace.MountOf(fd)
-	m, e2 := namespace.StatMount(id, t.NS.ID)
-	parent, e3 := namespace.StatMount(m.Parent, t.NS.ID)
-	_, there, e4 := namespace.MountOf(host)
+	m, stx, e1 := mountOn(fd, t.NS.ID)
+	parent, e2 := namespace.StatMount(m.Parent, t.NS.ID)
+	_, there, e3 := namespace.MountOf(host)
 	inherited := there.Attributes&unix.STATX_ATTR_MOUNT_ROOT != 0 && parent.Point != m.Point // the host's own mount, and none on it
-	err = cmp.Or(err, e1, e2, e3, e4)
+	err = cmp.Or(err, e1, e2, e3)
 	refuse(err != nil, fmt.Sprint(err))
 	refuse(stx.Attributes&unix.STATX_ATTR_MOUNT_ROOT == 0, "it is not a mountpoint in the container's namespace")
 	refuse(inherited || m.Dev != parent.Dev || RootID(fd) != RootID(host), "it is not bound onto itself, as a runtime does for the container that it starts") // somebody else's root, or another directory
-	p.root, p.rootMount, p.prefix = fd, id, rootfs.String()
+	p.root, p.rootMount, p.prefix = fd, m.ID, rootfs.String()
 	return p
 }
 
@@ -101,12 +96,13 @@ type Mountpoint struct {
 	names         []string // its resolved path from the root of the place
 	missing, made int      // how many of the last of names are ours to make; how many of those are made by now
 	base          string   // RootID of the deepest directory that was there, or that somebody else made
-	dir, inVol    bool     // it is to be a directory, or else a file; it lies in another volume of the same request
+	dir           bool     // it is to be a directory, or else a file
 }
 
-// Path returns the resolved path as a process of the container sees it, ID the RootID of the mountpoint, InSandbox the part of the path below the sandbox directory.
-func (m *Mountpoint) Path() string { return absolute(m.names).String() }
-func (m *Mountpoint) ID() string   { return RootID(m.fd) }
+// Path returns the resolved path as a process of the container sees it, ID the RootID of the mountpoint, here the part of the path that exists, InSandbox the part below the sandbox directory.
+func (m *Mountpoint) Path() string   { return absolute(m.names).String() }
+func (m *Mountpoint) ID() string     { return RootID(m.fd) }
+func (m *Mountpoint) here() []string { return m.names[:len(m.names)-m.missing+m.made] }
 func (m *Mountpoint) InSandbox() string {
 	return strings.Join(m.names[len(m.place.sandboxPath.Components):], "/")
 }
@@ -116,15 +112,8 @@ func (m *Mountpoint) Record() wire.Recorded {
 	return wire.Recorded{Path: m.Path(), Prefix: m.place.prefix, Root: RootID(m.place.root), Base: m.base, Made: m.missing, RootUID: m.place.target.UID, RootGID: m.place.target.GID}
 }
 
-// here is the part of the path that exists.
-func (m *Mountpoint) here() []string { return m.names[:len(m.names)-m.missing+m.made] }
-
-// The kernel's own limit of symlinks in one resolution (path_resolution(7)), and how many components are made: each has an entry in the ledger, and a path has room for 2,047.
-const maxLinks, maxMissing = 40, 32
-
-// Resolve resolves path in the place without making anything, for a directory or a file. The walk is done name by name, each opened in the one before it without following links; a link is read and its
-// text walked from the right place, so that no link, absolute or not, leads out of the root (T16), and the rules are told the names of the result. A ".." in a link starts again from the root with the
-// shortened list of names, so the kernel is never asked for a parent (T18). It runs with the file system ids of the container's root. Dies of target_missing, target_forbidden, invalid_request.
+// Resolve resolves path without making anything: name by name, each opened in the one before it, following no link. A link is read and its text walked from the right place, so that none leads out of the root (T16), and
+// the rules are told the names of the result. A ".." in it starts again from the root with fewer names, so the kernel is never asked for a parent (T18). Dies of target_missing, target_forbidden, invalid_request.
 func (p *Place) Resolve(path wire.Path, dir bool) *Mountpoint {
 	m := &Mountpoint{place: p, asked: path, fd: p.root, dir: dir}
 	if p.target.UserNS >= 0 && p.target.UID == 0 { // with fsuid 0 would go what overrides permissions; the root of a user namespace has no power over files of ids that it does not map
@@ -133,17 +122,13 @@ func (p *Place) Resolve(path wire.Path, dir bool) *Mountpoint {
 	AsRoot(p.target.UID, p.target.GID, m.walk)
 	full := absolute(m.names)
 	exact := func(d wire.Path) bool { return d.String() == full.String() || d.String() == path.String() }
-	under := func(d wire.Path) bool { return d.Contains(full) }
 	m.forbid(len(m.names) == 0 || !path.Absolute && len(m.names) <= len(p.sandboxPath.Components), "it is the root itself")
 	m.within(full, false)
-	m.forbid(slices.ContainsFunc(p.rules.DenyUnder, under) || slices.ContainsFunc(p.rules.Deny, exact), "%s is in a deny list of helper.toml", full)
+	m.forbid(slices.ContainsFunc(p.rules.DenyUnder, func(d wire.Path) bool { return d.Contains(full) }) || slices.ContainsFunc(p.rules.Deny, exact), "%s is in a deny list of helper.toml", full)
 	namespace.Hint("create it on the host, or use a relative path, which is made in the sandbox").DieIf(m.missing > 0 && p.onHost && path.Absolute, wire.TargetMissing, "target", "cannot attach at %s: it does not exist, and the container shares the host's root, where nothing is made", path)
 	m.forbid(m.missing > maxMissing, "more than %d of its components do not exist", maxMissing)
-	if m.base = RootID(m.fd); m.missing > 0 {
-		m.mayMake()
-	} else {
-		m.fits()
-	}
+	m.base = RootID(m.fd)
+	m.judge()
 	return m
 }
 
@@ -153,96 +138,93 @@ func (m *Mountpoint) within(at wire.Path, onTheWay bool) {
 	if m.asked.Absolute {
 		roots, why = m.place.rules.HostPaths, "the container shares the host's root, and the path is not under targets.host_paths of helper.toml"
 	}
-	related := func(root wire.Path) bool { return root.Contains(at) || onTheWay && at.Contains(root) }
-	m.forbid((m.place.onHost || !m.asked.Absolute) && !slices.ContainsFunc(roots, related), why)
+	m.forbid((m.place.onHost || !m.asked.Absolute) && !slices.ContainsFunc(roots, func(r wire.Path) bool { return r.Contains(at) || onTheWay && at.Contains(r) }), why)
 }
 
 func (m *Mountpoint) walk() {
-	p, todo := m.place, slices.Clone(m.asked.Components)
+	p, todo := m.place, m.asked.Components
 	if !m.asked.Absolute {
 		namespace.Hint("name it with --directory").DieIf(p.sandbox < 0, wire.InvalidRequest, "target", "cannot use the relative path %s: no sandbox directory was named", m.asked)
 		m.fd, m.names = p.sandbox, p.sandboxPath.Components
 	}
-	links, linked := 0, 0 // linked: how many of todo came out of a link
-	var link []string     // which one: the first, if it led to others. An error does not tell what one says, since it may lie in somebody's volume
+	links, own := 0, len(todo) // own: how many of todo, the last ones, are of the path as asked; those before them came out of a link
+	var link []string          // which one: the first, if it led to others. An error does not tell what one says, since it may lie in somebody's volume
 	for m.judgeMount(m.fd, m.names); len(todo) > 0; {
-		if links > maxLinks {
-			m.fault(m.names, unix.ELOOP)
-		}
-		name := todo[0]
-		if name == ".." {
-			back := m.names[:max(len(m.names)-1, 0)]
-			todo, linked, links = append(slices.Clone(back), todo[1:]...), linked-1+len(back), links+1
-			m.restart()
+		m.forbid(links > maxLinks, "more than %d links lead to it", maxLinks)
+		if todo[0] == ".." {
+			todo, links = slices.Concat(m.names[:max(len(m.names)-1, 0)], todo[1:]), links+1
+			m.moveTo(p.root, nil)
 			continue
 		}
-		at := append(slices.Clone(m.names), name)
+		at := append(slices.Clone(m.names), todo[0])
 		m.within(absolute(at), true)
-		next, err := unix.Openat(m.fd, name, unix.O_PATH|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
-		if linked == 0 {
-			link = at
-		}
-		if err == unix.ENOENT && linked == 0 {
-			m.missing, m.names = len(todo), slices.Concat(m.names, todo)
-			return
+		next, err := unix.Openat(m.fd, todo[0], unix.O_PATH|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+		if own == len(todo) {
+			if link = at; err == unix.ENOENT {
+				m.missing, m.names = len(todo), slices.Concat(m.names, todo)
+				return
+			}
 		}
 		namespace.DieIf(err == unix.ENOENT, wire.TargetMissing, "target", "cannot resolve %s in the container: the link %s leads to what does not exist", m.asked, absolute(link))
 		m.fault(link, err)
 		m.judgeMount(next, at) // before it is asked anything else
-		todo, linked = todo[1:], max(linked-1, 0)
+		todo = todo[1:]
+		own = min(own, len(todo))
 		text := make([]byte, unix.PathMax)
 		n, err := unix.Readlinkat(next, "", text)
 		if err != nil { // no link
-			m.moveTo(next)
-			m.names = at
+			m.moveTo(next, at)
 			continue
 		}
 		unix.Close(next)
 		if text[0] == '/' {
-			m.restart()
+			m.moveTo(p.root, nil)
 		}
-		target := slices.DeleteFunc(strings.Split(string(text[:n]), "/"), func(c string) bool { return c == "" || c == "." })
-		todo, linked, links = append(target, todo...), linked+len(target), links+1
+		todo, links = append(components(string(text[:n])), todo...), links+1
 	}
 }
 
 // judgeMount refuses what lies on a filesystem on and under which nothing is attached: where programs believe what the kernel says, and where a server could hang whoever looks.
 func (m *Mountpoint) judgeMount(fd int, at []string) {
-	on, err := mountOn(fd, m.place.target.NS.ID)
+	on, _, err := mountOn(fd, m.place.target.NS.ID)
 	m.fault(at, err)
 	m.forbid(isFUSE(on.Type) || slices.Contains([]string{"proc", "sysfs", "cgroup", "cgroup2", "devtmpfs"}, on.Type), "%s is on a %s filesystem", absolute(at), on.Type)
 }
 
-func (m *Mountpoint) restart() { m.moveTo(m.place.root); m.names = nil }
-
-// moveTo goes on at fd. What is walked past is closed, since a path has up to 2,048 components.
-func (m *Mountpoint) moveTo(fd int) {
+// moveTo goes on at fd, which is what names lead to. What is walked past is closed, since a path has up to 2,048 components.
+func (m *Mountpoint) moveTo(fd int, names []string) {
 	if m.fd != m.place.root && m.fd != m.place.sandbox {
 		unix.Close(m.fd)
 	}
-	m.fd = fd
+	m.fd, m.names = fd, names
 }
 
 // moveInto resolves the mountpoint again in the tree of another volume of the request, in which it lies and must exist: so all is known before anything is visible.
 func (m *Mountpoint) moveInto(outer *Mountpoint, tree int) {
 	rest := strings.Join(m.names[len(outer.names):], "/")
 	fd, err := unix.Openat2(tree, rest, &unix.OpenHow{Flags: unix.O_PATH | unix.O_CLOEXEC, Resolve: down}) // judged already, mount by mount
-	namespace.DieIf(err != nil, wire.TargetMissing, "target", "cannot attach at %s: it lies in the volume at %s, where %s does not exist or is a link (%v)", m.Path(), outer.Path(), rest, err)
-	m.moveTo(fd)
-	m.missing, m.inVol = 0, true
-	m.fits()
+	namespace.Check(err, wire.TargetMissing, "target", "cannot attach at %s: it lies in the volume at %s, where %s does not exist or is a link", m.Path(), outer.Path(), rest)
+	m.moveTo(fd, m.names)
+	m.missing = 0
+	m.judge()
 }
 
-// mayMake checks where something is to be made: the container's root mount, its sandbox mount, or a tmpfs that is mounted nowhere on the host (docs/adr/0017). Any other mount is somebody else's files.
-func (m *Mountpoint) mayMake() {
-	var st unix.Stat_t
-	p, here := m.place, m.here()
-	on, err := mountOn(m.fd, p.target.NS.ID)
-	m.fault(here, cmp.Or(err, unix.Fstat(m.fd, &st)))
-	if st.Mode&unix.S_IFMT != unix.S_IFDIR {
-		m.fault(here, unix.ENOTDIR)
+// judge checks what exists of the path. For a volume that is a directory it is to be one, and for a single file a file. If something is to be made in it, it is on the container's root mount, its sandbox mount, or
+// a tmpfs that is mounted nowhere on the host (docs/adr/0017): any other mount is somebody else's files.
+func (m *Mountpoint) judge() {
+	p, here, kind, what := m.place, m.here(), uint16(unix.S_IFREG), "single file, as the volume is"
+	if m.dir || m.made < m.missing {
+		kind, what = unix.S_IFDIR, "directory"
 	}
-	other := on.ID != p.rootMount && on.ID != p.sandMount && on.Dev != p.tmpfs
+	id, stx, err := namespace.MountOf(m.fd)
+	m.fault(here, err)
+	namespace.DieIf(stx.Mode&unix.S_IFMT != kind, wire.InvalidRequest, "target", "cannot attach at %s in the container: %s is not a %s", m.asked, absolute(here), what)
+	if m.made == m.missing {
+		return
+	}
+	on, err := namespace.StatMount(id, p.target.NS.ID)
+	m.fault(here, err)
+	other := id != p.rootMount && id != p.sandMount && on.Dev != p.tmpfs
 	if other && on.Type == "tmpfs" && countMounts(^uint64(0), p.target.HostNS, func(h namespace.Mount) bool { return h.Dev == on.Dev }) == 0 {
 		p.tmpfs, other = on.Dev, false
 	}
@@ -256,13 +238,10 @@ func (m *Mountpoint) Make(made func(folder string)) {
 		dir, at, next := m.dir || m.made+1 < m.missing, m.names[:len(m.here())+1], -1
 		var there, err error
 		AsRoot(m.place.target.UID, m.place.target.GID, func() {
-			m.mayMake()
-			if name := at[len(at)-1]; dir {
-				there = unix.Mkdirat(m.fd, name, 0o755)
-			} else {
-				there = unix.Mknodat(m.fd, name, unix.S_IFREG|0o644, 0)
-			}
-			if there != unix.EEXIST || !dir {
+			m.judge()
+			if name := at[len(at)-1]; !dir {
+				m.fault(at, unix.Mknodat(m.fd, name, unix.S_IFREG|0o644, 0))
+			} else if there = unix.Mkdirat(m.fd, name, 0o755); there != unix.EEXIST {
 				m.fault(at, there)
 			}
 			next, err = unix.Openat(m.fd, at[len(at)-1], map[bool]int{true: unix.O_DIRECTORY}[dir]|unix.O_PATH|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
@@ -271,27 +250,12 @@ func (m *Mountpoint) Make(made func(folder string)) {
 			m.missing, m.made = m.missing-m.made, 0
 		}
 		m.fault(at, err) // what was made is counted by now, so that it is removed again
-		if m.moveTo(next); there != nil {
+		if m.moveTo(next, m.names); there != nil {
 			m.base = RootID(next)
 		} else {
 			made(RootID(next))
 		}
 	}
-}
-
-// Check verifies, right before the attach, that the pinned mountpoint is still what its path means in the container: one that was moved out of the root or deleted meanwhile is refused (T18).
-func (m *Mountpoint) Check() {
-	if m.inVol {
-		return
-	}
-	AsRoot(m.place.target.UID, m.place.target.GID, func() {
-		fd, err := Open(m.place.root, m.names, m.place.target.NS.ID, false)
-		a, _, e1 := namespace.MountOf(fd)
-		b, _, e2 := namespace.MountOf(m.fd)
-		namespace.DieIf(cmp.Or(err, e1, e2) != nil || a != b || RootID(fd) != RootID(m.fd), wire.TargetForbidden, "attach", "cannot attach at %s: the container changed the path meanwhile", m.Path())
-		unix.Close(fd)
-		m.fits()
-	})
 }
 
 // A Removal calls remove for a folder, named as RootID says, if that is still ours alone, and returns what it returned.
@@ -300,8 +264,7 @@ type Removal func(folder string, remove func() error) error
 // Sure dies of system if an error, such as the ledger's own, leaves it open whether what was made is there: it stays on record then, to be tried again.
 func Sure(err error, path string) {
 	_, ledger := errors.AsType[*wire.Error](err)
-	unknown := slices.Contains([]error{unix.EIO, unix.ENOMEM, unix.EMFILE, unix.ENFILE, unix.EBUSY}, err)
-	namespace.DieIf(ledger || unknown, wire.System, "detach", "cannot remove what was made at %s: %v", path, err)
+	namespace.DieIf(ledger || slices.Contains([]error{unix.EIO, unix.ENOMEM, unix.EMFILE, unix.ENFILE, unix.EBUSY}, err), wire.System, "detach", "cannot remove what was made at %s: %v", path, err)
 }
 
 // RemoveMade removes what was made for r beneath the directory root, as the container's root user, the deepest first, until one is not empty. It must lie in the very directory r.Base and on its mount.
@@ -321,10 +284,7 @@ func RemoveMade(root int, r *wire.Recorded, removal Removal) {
 			}
 		})
 		if err == nil {
-			err = removal(RootID(fd), func() (err error) {
-				as(func() { err = removeEmpty(dir, names[i]) })
-				return err
-			})
+			err = removal(RootID(fd), func() error { return removeEmpty(r, dir, names[i]) })
 		}
 		unix.Close(fd)
 		unix.Close(dir)
@@ -333,12 +293,14 @@ func RemoveMade(root int, r *wire.Recorded, removal Removal) {
 	Sure(err, r.Path)
 }
 
-func removeEmpty(dir int, name string) error {
-	var st unix.Stat_t
-	err := unix.Unlinkat(dir, name, unix.AT_REMOVEDIR)
-	if err == unix.ENOTDIR && unix.Fstatat(dir, name, &st, unix.AT_SYMLINK_NOFOLLOW) == nil && st.Mode&unix.S_IFMT == unix.S_IFREG && st.Size == 0 {
-		err = unix.Unlinkat(dir, name, 0)
-	}
+func removeEmpty(r *wire.Recorded, dir int, name string) (err error) {
+	AsRoot(r.RootUID, r.RootGID, func() {
+		var st unix.Stat_t
+		err = unix.Unlinkat(dir, name, unix.AT_REMOVEDIR)
+		if err == unix.ENOTDIR && unix.Fstatat(dir, name, &st, unix.AT_SYMLINK_NOFOLLOW) == nil && st.Mode&unix.S_IFMT == unix.S_IFREG && st.Size == 0 {
+			err = unix.Unlinkat(dir, name, 0)
+		}
+	})
 	return err
 }
 
@@ -356,7 +318,7 @@ func AsRoot(uid, gid int, f func()) {
 
 func absolute(names []string) wire.Path { return wire.Path{Absolute: true, Components: names} }
 func components(path string) []string {
-	return strings.FieldsFunc(path, func(r rune) bool { return r == '/' })
+	return slices.DeleteFunc(strings.Split(path, "/"), func(c string) bool { return c == "" || c == "." })
 }
 
 // RootID names a directory or file, to know it again. Dies of system.
@@ -364,17 +326,6 @@ func RootID(fd int) string {
 	var st unix.Stat_t
 	namespace.Check(unix.Fstat(fd, &st), wire.System, "target", "cannot examine a directory of the container")
 	return fmt.Sprintf("%d:%d", st.Dev, st.Ino)
-}
-
-// fits checks that a volume that is a directory gets one, and a single file a file.
-func (m *Mountpoint) fits() {
-	var st unix.Stat_t
-	m.fault(m.names, unix.Fstat(m.fd, &st))
-	kind, what := uint32(unix.S_IFREG), "single file"
-	if m.dir {
-		kind, what = unix.S_IFDIR, "directory"
-	}
-	namespace.DieIf(st.Mode&unix.S_IFMT != kind, wire.InvalidRequest, "target", "cannot attach at %s: the volume is a %s, and that is none", m.asked, what)
 }
 
 func (m *Mountpoint) forbid(cond bool, format string, args ...any) {

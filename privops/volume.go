@@ -1,6 +1,7 @@
 package privops
 
 import (
+	"cmp"
 	"slices"
 	"strconv"
 
@@ -9,18 +10,17 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Volumes is the folder of the local driver's volumes, root's, 0700, and a descriptor of it. A volume is a directory in it under its own name; names with a dot before them are volumes being made or removed.
-// Callers hold the lock of the volume's name.
+// Volumes is the folder of the local driver's volumes, root's, 0700. A volume is a directory in it under its own name; a dot before a name says that it is being made or removed. Callers hold the lock of the name.
 type Volumes struct {
-	FD   int
-	Path string
+	FD    int
+	Path  string
+	moved int // by purge, so far
 }
 
 // Get describes the volume name as the reply does (docs/wire.md); nil if there is none.
 func (v *Volumes) Get(name string) wire.Fields {
 	var stx unix.Statx_t
-	err := unix.Statx(v.FD, name, unix.AT_SYMLINK_NOFOLLOW, unix.STATX_BASIC_STATS|unix.STATX_BTIME, &stx)
-	if err != nil || stx.Mode&unix.S_IFMT != unix.S_IFDIR || wire.CheckVolumeName(name) != nil {
+	if unix.Statx(v.FD, name, unix.AT_SYMLINK_NOFOLLOW, unix.STATX_BASIC_STATS|unix.STATX_BTIME, &stx) != nil || stx.Mode&unix.S_IFMT != unix.S_IFDIR || wire.CheckVolumeName(name) != nil {
 		return nil
 	}
 	return wire.Pairs("mount", v.Path+"/"+name, "name", name, "mode", strconv.FormatUint(uint64(stx.Mode)&0o7777, 8), "uid", stx.Uid, "gid", stx.Gid, "time", stx.Btime.Sec)
@@ -28,9 +28,7 @@ func (v *Volumes) Get(name string) wire.Fields {
 
 // List describes all volumes.
 func (v *Volumes) List() (list []wire.Fields) {
-	names, err := namespace.Entries(v.FD, 1<<16)
-	namespace.Check(err, wire.System, "volume", "cannot list %s", v.Path)
-	for _, name := range names {
+	for _, name := range namespace.Must(namespace.Entries(v.FD, 1<<16))(wire.System, "volume", "cannot list %s", v.Path) {
 		list = append(list, v.Get(name))
 	}
 	return slices.DeleteFunc(list, func(f wire.Fields) bool { return f == nil })
@@ -41,9 +39,7 @@ func (v *Volumes) Create(name string, mode, uid, gid uint32) bool {
 	if v.Get(name) != nil {
 		return false
 	}
-	check := func(err error) {
-		namespace.Check(err, wire.System, "volume", "cannot create the local volume %s", name)
-	}
+	check := func(err error) { namespace.Check(err, wire.System, "volume", "cannot create volume %s", name) }
 	made := ".new-" + name
 	defer unix.Unlinkat(v.FD, made, unix.AT_REMOVEDIR)              // unless it got its name
 	if err := unix.Mkdirat(v.FD, made, 0o700); err != unix.EEXIST { // a crash left it
@@ -58,7 +54,7 @@ func (v *Volumes) Create(name string, mode, uid, gid uint32) bool {
 	return true
 }
 
-// Remove takes the name away, in one step, then empties the directory, following no link and crossing no mount. Interrupted, it goes on when called again. Dies of volume_not_found, busy if something is mounted in it, system.
+// Remove takes the name away, in one step, then empties the directory, following no link and crossing no mount. Interrupted, it goes on when called again. Dies of volume_not_found, busy (a mount in it), system.
 func (v *Volumes) Remove(name string) {
 	id, _, err := namespace.MountOf(v.FD)
 	mounted := err == nil && MountsIn(id, 0, v.Path+"/"+name+"/") > 0 // before anything is removed
@@ -68,53 +64,39 @@ func (v *Volumes) Remove(name string) {
 	}
 	check(err)
 	gone := ".gone-" + name
-	left := v.purge(gone) // of a removal that was interrupted
+	left := v.purge(v.FD, gone, true) // of a removal that was interrupted
 	err = unix.Renameat2(v.FD, name, v.FD, gone, unix.RENAME_NOREPLACE)
 	namespace.DieIf(err == unix.ENOENT && left == unix.ENOENT, wire.VolumeNotFound, "volume", "cannot remove the local volume %s: there is none", name)
 	if err == nil {
-		err = v.purge(gone)
+		err = v.purge(v.FD, gone, true)
 	}
-	for _, err := range []error{left, err} {
-		if err != unix.ENOENT {
-			check(err)
-		}
-	}
+	check(cmp.Or(slices.DeleteFunc([]error{left, err}, func(e error) bool { return e == unix.ENOENT })...))
 }
 
-// purge empties and removes the directory top. The tree may be deeper than there are descriptors: a directory in it that is not empty is moved up to top, and emptied there, so only two are open at a time.
-func (v *Volumes) purge(top string) error {
-	moved := 0
-	return emptyDir(v.FD, top, func(t int, name string) error {
-		return emptyDir(t, name, func(dir int, n string) error {
-			err := unix.Unlinkat(dir, n, unix.AT_REMOVEDIR)
-			for err == unix.ENOTEMPTY || err == unix.EEXIST {
-				moved++
-				err = unix.Renameat2(dir, n, t, ".moved-"+strconv.Itoa(moved), unix.RENAME_NOREPLACE)
-			}
-			return err
-		})
-	})
-}
-
-// emptyDir removes the directory name in dir and all in it: files itself, directories with sub.
-func emptyDir(dir int, name string, sub func(dir int, name string) error) error {
+// purge empties and removes the directory name in dir. The tree may be deeper than there are descriptors, so only two are open at a time: what is a directory in one of the top's, and not empty, is moved up to the
+// top, which is then dir, and emptied there.
+func (v *Volumes) purge(dir int, name string, top bool) error {
 	fd, err := unix.Openat2(dir, name, &unix.OpenHow{Flags: unix.O_RDONLY | unix.O_DIRECTORY | unix.O_CLOEXEC, Resolve: down | unix.RESOLVE_NO_XDEV})
 	if err != nil {
 		return err
 	}
 	defer unix.Close(fd)
-	for {
-		names, err := namespace.Entries(fd, 1<<16)
-		if err == nil && len(names) == 0 {
-			return unix.Unlinkat(dir, name, unix.AT_REMOVEDIR)
-		}
+	for names := []string{""}; err == nil && len(names) > 0; {
+		names, err = namespace.Entries(fd, 1<<16)
 		for i := 0; i < len(names) && err == nil; i++ {
-			if err = unix.Unlinkat(fd, names[i], 0); err == unix.EISDIR {
-				err = sub(fd, names[i])
+			if err = unix.Unlinkat(fd, names[i], 0); err == unix.EISDIR && top {
+				err = v.purge(fd, names[i], false)
+			} else if err == unix.EISDIR {
+				err = unix.Unlinkat(fd, names[i], unix.AT_REMOVEDIR)
+				for err == unix.ENOTEMPTY || err == unix.EEXIST {
+					v.moved++
+					err = unix.Renameat2(fd, names[i], dir, ".moved-"+strconv.Itoa(v.moved), unix.RENAME_NOREPLACE)
+				}
 			}
 		}
-		if err != nil {
-			return err
-		}
 	}
+	if err == nil {
+		err = unix.Unlinkat(dir, name, unix.AT_REMOVEDIR)
+	}
+	return err
 }
