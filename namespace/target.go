@@ -40,16 +40,30 @@ func (h *Host) Pin(pid int, start uint64, rules []string) *Target {
 	pidfd := Must(unix.PidfdOpen(pid, 0))(wire.NamespaceGone, "target", "cannot find the container's process, pid %d", pid)
 	defer func() { DieIf(ended(pidfd), wire.NamespaceGone, "target", gone, pid, "it has ended") }() // whatever else failed: this is why
 	t := &Target{PID: pid, HostNS: h.NS.ID, UserNS: -1, dir: strconv.Itoa(pid) + "/"}
-	t.pinNamespaces(h, pidfd)
+	fd, err := unix.IoctlRetInt(pidfd, unix.PIDFD_GET_MNT_NAMESPACE)
+	newKernel.DieIf(err == unix.ENOTTY || err == unix.EINVAL, wire.UnsupportedKernel, "target", "cannot ask a pidfd for its namespaces: the kernel lacks PIDFD_GET_MNT_NAMESPACE")
+	Check(err, map[bool]wire.Code{true: wire.NamespaceGone, false: wire.NamespaceHost}[err == unix.ESRCH], "target", "cannot open the mount namespace of pid %d", pid)
+	mnt := Must(stat(fd, ""))(wire.System, "target", "cannot stat the mount namespace of pid %d", pid)
+	DieIf(slices.Contains(h.mounts, mnt.Ino), wire.NamespaceHost, "target", "cannot attach into pid %d: it is in the host's mount namespace or the caller's, not in one of its own", pid)
+	t.NS = NS{fd, Must(mountNSID(fd))(wire.UnsupportedKernel, "target", "cannot name a mount namespace (NS_GET_MNTNS_ID)"), mnt.Ino}
+	t.UserNS = Must(unix.IoctlRetInt(fd, unix.NS_GET_USERNS))(wire.System, "target", "cannot find the owner of the mount namespace of pid %d", pid)
+	owner := Must(stat(t.UserNS, ""))(wire.System, "target", "cannot stat the user namespace of pid %d", pid)
+	its := Must(stat(h.Proc, t.dir+"ns/user"))(wire.System, "target", "cannot stat the user namespace of pid %d", pid)
+	ours := Must(stat(h.Proc, "self/ns/user"))(wire.System, "target", "cannot stat our user namespace")
+	// The ids are looked up in the process' user namespace, so that one must be the owner (T42).
+	Hint("name the container's first process").DieIf(owner.Ino != its.Ino, wire.TargetForbidden, "target", "cannot attach into pid %d: its user namespace is not the one that owns its mount namespace", pid)
+	if owner.Ino == ours.Ino {
+		t.UserNS = -1
+	}
 	DieIf(!h.cgroupOK, wire.Config, "target", "cannot judge the cgroups of pid %d: bindgate-helper was started in a cgroup namespace that is not the host's", pid)
 	cgroups := Must(h.Read(t.dir+"cgroup"))(wire.System, "target", "cannot read the cgroups of pid %d", pid)
 	Hint("see its /proc/PID/cgroup; root can add the common path of your containers to targets.cgroups").DieIf(!MatchCgroups(cgroups, rules), wire.TargetForbidden, "target", "cannot attach into pid %d: no rule in targets.cgroups of helper.toml matches its cgroups", pid)
 	t.Root = Must(unix.Openat(h.Proc, t.dir+"root", unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0))(wire.System, "target", "cannot open the root directory of pid %d", pid)
 	st := Must(stat(t.Root, ""))(wire.System, "target", "cannot stat the root directory of pid %d", pid)
 	t.SharesHostRoot = st.Dev == h.root.Dev && st.Ino == h.root.Ino
-	id, stx, err := MountOf(t.Root)
-	on, e := StatMount(id, t.NS.ID)
-	t.RootMount, err = id, cmp.Or(err, e)
+	id, stx, e1 := MountOf(t.Root)
+	on, e2 := StatMount(id, t.NS.ID)
+	t.RootMount, err = id, cmp.Or(e1, e2)
 	newKernel.DieIf(err == unix.ENOSYS || err == unix.ENOTSUP, wire.UnsupportedKernel, "target", "cannot name a mount: the kernel lacks statmount or STATX_MNT_ID_UNIQUE")
 	DieIf(err != nil, wire.NamespaceGone, "target", gone, pid, "it changed its mount namespace meanwhile") // then its root is not in the one that was pinned before (T15)
 	// A process that is chrooted into a folder would make the names that the rules know mean others (T21).
@@ -67,24 +81,6 @@ func ended(pidfd int) bool { // a zombie has
 		n, err = unix.Poll([]unix.PollFd{{Fd: int32(pidfd), Events: unix.POLLIN}}, 0)
 	}
 	return n != 0 || err != nil
-}
-
-func (t *Target) pinNamespaces(h *Host, pidfd int) {
-	fd, err := unix.IoctlRetInt(pidfd, unix.PIDFD_GET_MNT_NAMESPACE)
-	newKernel.DieIf(err == unix.ENOTTY || err == unix.EINVAL, wire.UnsupportedKernel, "target", "cannot ask a pidfd for its namespaces: the kernel lacks PIDFD_GET_MNT_NAMESPACE")
-	Check(err, map[bool]wire.Code{true: wire.NamespaceGone, false: wire.NamespaceHost}[err == unix.ESRCH], "target", "cannot open the mount namespace of pid %d", t.PID)
-	mnt := Must(stat(fd, ""))(wire.System, "target", "cannot stat the mount namespace of pid %d", t.PID)
-	DieIf(slices.Contains(h.mounts, mnt.Ino), wire.NamespaceHost, "target", "cannot attach into pid %d: it is in the host's mount namespace or the caller's, not in one of its own", t.PID)
-	t.NS = NS{fd, Must(mountNSID(fd))(wire.UnsupportedKernel, "target", "cannot name a mount namespace (NS_GET_MNTNS_ID)"), mnt.Ino}
-	t.UserNS = Must(unix.IoctlRetInt(fd, unix.NS_GET_USERNS))(wire.System, "target", "cannot find the owner of the mount namespace of pid %d", t.PID)
-	owner := Must(stat(t.UserNS, ""))(wire.System, "target", "cannot stat the user namespace of pid %d", t.PID)
-	its := Must(stat(h.Proc, t.dir+"ns/user"))(wire.System, "target", "cannot stat the user namespace of pid %d", t.PID)
-	ours := Must(stat(h.Proc, "self/ns/user"))(wire.System, "target", "cannot stat our user namespace")
-	// The ids are looked up in the process' user namespace, so that one must be the owner (T42).
-	Hint("name the container's first process").DieIf(owner.Ino != its.Ino, wire.TargetForbidden, "target", "cannot attach into pid %d: its user namespace is not the one that owns its mount namespace", t.PID)
-	if owner.Ino == ours.Ino {
-		t.UserNS = -1
-	}
 }
 
 // mappedRoot returns the outside id of the inside id 0 (user_namespaces(7)).

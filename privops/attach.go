@@ -196,9 +196,6 @@ func cloneInChild(slots []int, names [][5]byte) syscall.Errno {
 
 var childErrno syscall.Errno // what the child leaves in the memory that it shares with us; its exit status comes later, and nobody needs to wait for that (docs/adr/0016)
 
-// Reap takes the child, if it has ended by now; else init does, once we have.
-func Reap() { unix.Wait4(-1, nil, unix.WNOHANG|unix.WALL, nil) }
-
 // vfork makes clone(2), whose number is trap, with flags that include CLONE_VM and CLONE_VFORK: the child runs on the caller's stack until it exits.
 //
 //go:noescape
