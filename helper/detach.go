@@ -161,24 +161,12 @@ func (s *session) query(r *wire.Request) (blocks []wire.Fields) {
 			mount, err := namespace.StatMount(m.ID, id)
 			b := wire.Pairs("mount", m.Target, "owner", m.Owner, "container", m.Container, "pid", m.PID, "ns", id, "id", m.ID, "target", m.Path, "source", m.Source, "mode", m.Mode, "alive", err == nil)
 			if err == nil && r.Container != "" {
-				b = append(b, s.usage(record, mount)...)
+				b = append(b, privops.Usage(s.host, record.NS, record.Inode, mount)...)
 			}
 			blocks = append(blocks, b)
 		}
 	}
 	return blocks
-}
-
-func (s *session) usage(record *state.LedgerRecord, m namespace.Mount) (f wire.Fields) {
-	ns, ok := s.host.OpenNS(record.NS, record.Inode)
-	if !ok {
-		return nil
-	}
-	defer unix.Close(ns.FD)
-	if fs, err := privops.Statfs(ns, m); err == nil {
-		f = wire.Pairs("bytes", fs.Blocks*uint64(fs.Bsize), "bytes_free", fs.Bavail*uint64(fs.Bsize), "inodes", fs.Files, "inodes_free", fs.Ffree)
-	}
-	return append(f, wire.Pairs("holders", strings.Join(s.host.Holders(ns, m), "\n"))...)
 }
 
 // volume serves the local driver: create, remove and list its volumes.

@@ -1,5 +1,5 @@
 // bindgate-helper is the privileged core of bindgate: setuid root, 4750 root:<policy group>, one request on descriptor 0, one reply on descriptor 1. It believes nothing that it is told. This file reads
-// top to bottom like the table in the design's section 5: each call is a step, in this order and no other. A step that fails ends the run (namespace.Die); what was begun is undone.
+// top to bottom like the table in the design's section 5: each call is a step, in this order and no other. A step that fails ends the run (namespace.Check); what was begun is undone.
 //
 //go:debug containermaxprocs=0
 //go:debug updatemaxprocs=0

@@ -2,14 +2,11 @@ package namespace
 
 import "github.com/bindgate/bindgate/wire"
 
-// Die ends the operation with an error, as die() does in setuid programs in C: no step is ever made after one that failed, and the code reads as the list of its steps. Here it unwinds, so that what
-// was deferred is undone, and only main recovers it. Nothing outside the privileged binary uses this package. docs/adr/0003 tells why.
-func Die(e *wire.Error) { panic(e) }
-
-// Pass ends the operation with err if it is not nil.
+// Pass ends the operation with err if it is not nil, as die() does in setuid programs in C: no step is ever made after one that failed, and the code reads as the list of its steps. Here it unwinds, so
+// that what was deferred is undone, and only main recovers it. Nothing outside the privileged binary uses this package. docs/adr/0003 tells why.
 func Pass(err error) {
 	if err != nil {
-		Die(wire.AsError(err))
+		panic(wire.AsError(err))
 	}
 }
 
@@ -18,7 +15,7 @@ type Hint string
 
 func (h Hint) DieIf(cond bool, code wire.Code, stage, format string, args ...any) {
 	if cond {
-		Die(wire.Errorf(code, stage, format, args...).WithHint("%s", h))
+		panic(wire.Errorf(code, stage, format, args...).WithHint("%s", h))
 	}
 }
 func DieIf(cond bool, code wire.Code, stage, format string, args ...any) {
@@ -28,7 +25,7 @@ func DieIf(cond bool, code wire.Code, stage, format string, args ...any) {
 // Check ends the operation if err is not nil; the error is added to the message.
 func Check(err error, code wire.Code, stage, format string, args ...any) {
 	if err != nil { // before anything is formatted: this is on the way of every system call
-		Die(wire.Errorf(code, stage, format+": %v", append(args, err)...).Because(err))
+		panic(wire.Errorf(code, stage, format+": %v", append(args, err)...).Because(err))
 	}
 }
 

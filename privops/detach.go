@@ -81,14 +81,19 @@ func unmount(h *namespace.Host, fd int) error {
 	return unix.Unmount("self/fd/"+strconv.Itoa(fd), unix.MNT_DETACH)
 }
 
-// Statfs returns the size of a mount's filesystem. The calling thread is left in the namespace.
-func Statfs(ns namespace.NS, m namespace.Mount) (fs unix.Statfs_t, err error) {
-	ns.Enter()
-	fd, err := openPoint(m.Point, false)
-	defer unix.Close(fd)
-	on, _, e := mountOn(fd, 0)
-	if cmp.Or(err, e) != nil || on.ID != m.ID {
-		return fs, unix.EBUSY
+// Usage describes, as the reply does (docs/wire.md), the size of the filesystem of a mount in the namespace with this id and inode, if it can be reached, and who uses it. It leaves the thread in the namespace.
+func Usage(h *namespace.Host, id, inode uint64, m namespace.Mount) (f wire.Fields) {
+	ns, alive := h.OpenNS(id, inode)
+	if !alive {
+		return nil
 	}
-	return fs, unix.Fstatfs(fd, &fs)
+	defer unix.Close(ns.FD)
+	ns.Enter()
+	fd, _ := openPoint(m.Point, false)
+	defer unix.Close(fd)
+	var fs unix.Statfs_t
+	if on, _, err := mountOn(fd, 0); err == nil && on.ID == m.ID && unix.Fstatfs(fd, &fs) == nil {
+		f = wire.Pairs("bytes", fs.Blocks*uint64(fs.Bsize), "bytes_free", fs.Bavail*uint64(fs.Bsize), "inodes", fs.Files, "inodes_free", fs.Ffree)
+	}
+	return append(f, wire.Pairs("holders", strings.Join(h.Holders(ns, m), "\n"))...)
 }
