@@ -12,7 +12,7 @@ import (
 	"github.com/bindgate/bindgate/wire"
 )
 
-// A Ledger is the helper's memory: a record for each mount namespace, named by its 64-bit id, written before an attach and not after; for each container and folder made an entry, a symlink to that id.
+// A Ledger is the helper's memory: for each mount namespace a record, named by its 64-bit id, written before an attach and not after (docs/adr/0005); for each container and folder made a symlink to it.
 type Ledger struct{ *Store }
 
 // A LedgerRecord is all that is attached in one mount namespace: its 64-bit id, its inode number, to open it by handle, and its mounts.
@@ -44,9 +44,8 @@ func (m *LedgerMount) Inherit(from *LedgerMount) {
 	}
 }
 
-// A folder that was made for a mount is known by what it is (privops.RootID), since containers may see it under several names. Its entry, a symlink whose text is the namespace that it was made for, says
-// by its prefix that it is that namespace's to remove, or that another namespace mounted something on it too, so that it is nobody's any more. Who removes it or makes it nobody's holds the entry's lock.
-const owned, shared = "at+", "sh+"
+// A folder that was made for a mount has an entry by its privops.RootID, since containers see it under several names: the namespace of the text is to remove it, or nobody: another mounted on it too.
+const owned, shared = "at+", "sh+" // who removes the folder, or renames the first to the second, holds the lock of the first
 
 // Own notes that folder was made for a mount of ns.
 func (l *Ledger) Own(folder string, ns uint64) error {
@@ -73,12 +72,11 @@ func (l *Ledger) Disown(folder string, ns uint64, remove func() error) error {
 	lock, locked := l.LockName(owned + folder)
 	defer lock.Unlock()
 	now, err := l.root.Readlink(owned + folder)
-	_, nobodys := l.root.Lstat(shared + folder)
 	if locked != nil {
 		return locked
-	} else if nobodys == nil || err == nil && now != recordName(ns) {
+	} else if _, nobodys := l.root.Lstat(shared + folder); nobodys == nil || err == nil && now != recordName(ns) {
 		return fs.ErrExist
-	} else if err != nil && !errors.Is(err, fs.ErrNotExist) {
+	} else if gone(err) != nil {
 		return l.failed("read", owned+folder, err)
 	} else if err = remove(); err == nil {
 		l.root.Remove(owned + folder)
@@ -118,14 +116,11 @@ func (l *Ledger) WriteNS(r *LedgerRecord) error {
 // Find returns the namespace that a container's entry names; false if there is none. That it cannot be read is an error: what was attached must not be taken for nothing.
 func (l *Ledger) Find(of Whose) (ns uint64, ok bool, err error) {
 	text, err := l.root.Readlink(of.entry())
-	if err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return 0, false, l.failed("read", of.entry(), err)
-	}
-	ns, err = strconv.ParseUint(text, 10, 64)
-	return ns, err == nil, nil
+	ns, none := strconv.ParseUint(text, 10, 64)
+	return ns, none == nil, l.failed("read", of.entry(), gone(err))
 }
 
-// Enter makes the entry of a container say ns. It is written before the record, so an entry may name a record that does not know the container, never the other way round.
+// Enter makes the entry of a container say ns, before the record is written: an entry may name a record that does not know the container, never the other way round. Leave removes such an entry.
 func (l *Ledger) Enter(of Whose, ns uint64) error {
 	if now, ok, _ := l.Find(of); ok && now == ns {
 		return nil
@@ -134,7 +129,6 @@ func (l *Ledger) Enter(of Whose, ns uint64) error {
 	return l.sync("create", of.entry(), l.root.Symlink(recordName(ns), of.entry()))
 }
 
-// Leave removes the entry of a container of which the record that it names has nothing any more.
 func (l *Ledger) Leave(of Whose, r *LedgerRecord) {
 	if !slices.ContainsFunc(r.Mounts, func(m LedgerMount) bool { return m.Whose == of }) {
 		l.root.Remove(of.entry())
@@ -161,8 +155,7 @@ func (l *Ledger) SweepIndex(ctx context.Context) {
 			lock, e2 := l.Lock(ctx, Key(recordName(ns)))
 			now, _ := l.root.Readlink(e)
 			record, e3 := l.ReadNS(ns)
-			in := func(m LedgerMount) bool { return !strings.HasPrefix(e, "by+") || e == m.Whose.entry() }
-			if errors.Join(e1, e2, e3) == nil && now == text && !slices.ContainsFunc(record.Mounts, in) {
+			if errors.Join(e1, e2, e3) == nil && now == text && !slices.ContainsFunc(record.Mounts, func(m LedgerMount) bool { return !strings.HasPrefix(e, "by+") || e == m.Whose.entry() }) {
 				l.root.Remove(e)
 			}
 			lock.Unlock()

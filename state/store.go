@@ -1,5 +1,4 @@
 // Package state keeps the records of both processes: an atomic store, locks, and the helper's ledger. The store keeps bytes; the ledger's are in the wire's form, the policy's journal is JSON.
-//
 // A record begins with a line: schema, boot, size and a checksum of it all. It is the old one or the new one, never a part of either. What cannot be trusted is never used, never fatal to others.
 package state
 
@@ -54,8 +53,7 @@ type Record struct {
 func encode(boot string, payload []byte) []byte {
 	head := fmt.Appendf(nil, "bindgate-record schema=%d boot=%s size=%d ", Schema, boot, len(payload))
 	sum := fnv.New64a() // finds every change of one byte; the tables of a CRC would cost more than all the rest of a write
-	sum.Write(head)
-	sum.Write(payload)
+	sum.Write(append(head, payload...))
 	return append(fmt.Appendf(head, "fnv1a=%016x\n", sum.Sum64()), payload...)
 }
 
@@ -79,16 +77,14 @@ func (s *Store) Read(name string) (Record, error) {
 	}
 	info, err := s.root.Lstat(name + ext)
 	if err == nil && ours(info) { // os.Root follows links that stay within it; another's, or a socket, may not open
-		var f *os.File
-		if f, err = s.root.OpenFile(name+ext, os.O_RDONLY|syscall.O_NONBLOCK, 0); err == nil {
-			defer f.Close()
-			info, err = f.Stat()
-		}
-		if err == nil && ours(info) {
+		f, e := s.root.OpenFile(name+ext, os.O_RDONLY|syscall.O_NONBLOCK, 0)
+		defer f.Close()
+		if info, err = f.Stat(); err == nil && ours(info) {
 			var data []byte
 			data, err = io.ReadAll(io.LimitReader(f, MaxRecord+1))
 			r, why = decode(data)
 		}
+		err = cmp.Or(e, err) // of no file Stat fails too
 	}
 	if errors.Is(err, os.ErrNotExist) {
 		return Record{}, wire.Errorf(wire.NotFound, "state", "cannot find the record %s/%s", s.dir, name).Because(os.ErrNotExist)
@@ -109,14 +105,17 @@ func (s *Store) Write(name string, payload []byte) error {
 }
 
 // Remove removes the record name; one that is not there is no error.
-func (s *Store) Remove(name string) error { return s.sync("remove", name, s.unlink(name+ext)) }
-func (s *Store) Close() error             { return s.root.Close() }
+func (s *Store) Remove(name string) error {
+	return s.sync("remove", name, gone(s.root.Remove(name+ext)))
+}
+func (s *Store) Close() error { return s.root.Close() }
 
-func (s *Store) unlink(file string) error {
-	if err := s.root.Remove(file); !errors.Is(err, os.ErrNotExist) {
-		return err
+// gone returns err, but nil where what it is about is gone.
+func gone(err error) error {
+	if errors.Is(err, os.ErrNotExist) {
+		return nil
 	}
-	return nil
+	return err
 }
 
 // List returns the names of the records, in no order. Temporary files, folders and the lock file are not among them.
@@ -143,11 +142,10 @@ func (s *Store) MoveAside(name string) (string, error) {
 func (s *Store) SweepTemporary(mine func(record string) bool) error {
 	entries, err := s.entries()
 	for _, e := range entries { // renameio names them "." + file + a random number
-		name, ok := strings.CutSuffix(strings.TrimRight(e, "0123456789"), ext)
-		name, dot := strings.CutPrefix(name, ".")
-		if ok && dot && mine(name) {
+		name, ok := strings.CutSuffix(strings.TrimRight(strings.TrimPrefix(e, "."), "0123456789"), ext)
+		if ok && strings.HasPrefix(e, ".") && mine(name) {
 			if lock, busy := s.Lock(NoWait, Key(name)); busy == nil {
-				err = cmp.Or(err, s.failed("remove a temporary file of", name, s.unlink(e)))
+				err = cmp.Or(err, s.failed("remove a temporary file of", name, gone(s.root.Remove(e))))
 				lock.Unlock()
 			}
 		}
@@ -179,7 +177,7 @@ func (s *Store) failed(verb, name string, err error) error {
 	return wire.Errorf(wire.System, "state", "cannot %s %s/%s: %v", verb, s.dir, name, cmp.Or(errors.Unwrap(err), err)).Because(err) // the errno, without the path again
 }
 
-// A Lock is an open file description lock (fcntl_locking(2)): it is held until Unlock, or until nobody has its open file description any more, however that ends. The zero Lock is held by nobody.
+// A Lock is an open file description lock (fcntl_locking(2)), held until Unlock or until nobody has its open file description any more, however that ends. The zero Lock may be unlocked.
 type Lock struct{ F *os.File }
 
 func (l *Lock) Unlock() { l.F.Close() }

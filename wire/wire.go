@@ -1,5 +1,4 @@
 // Package wire is all that both sides of the privilege boundary share: the form of a request to bindgate-helper and of its reply, the error codes and the limits.
-//
 // docs/wire.md publishes the form, which the ledger's records have too: one parser. Its fields end with a NUL byte, which no path can hold: nothing is escaped, the parser has no states to get wrong.
 package wire
 
