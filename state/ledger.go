@@ -1,9 +1,9 @@
 package state
 
 import (
-	"cmp"
 	"context"
 	"errors"
+	"fmt"
 	"io/fs"
 	"slices"
 	"strconv"
@@ -12,8 +12,7 @@ import (
 	"github.com/bindgate/bindgate/wire"
 )
 
-// A Ledger is the helper's memory of what it attached: one record per mount namespace, named by its 64-bit id; for each container and each folder that was made an entry, a symlink whose text is that id. Whether
-// a recorded mount is there is asked of the kernel, by the mount's unique id, so a record is written before the attach and need not be touched after.
+// A Ledger is the helper's memory: for each mount namespace a record, named by its 64-bit id, written before an attach and not after (docs/adr/0005); for each container and folder made a symlink to it.
 type Ledger struct{ *Store }
 
 // A LedgerRecord is all that is attached in one mount namespace: its 64-bit id, its inode number, to open it by handle, and its mounts.
@@ -26,9 +25,8 @@ type LedgerRecord struct {
 type LedgerMount struct {
 	Whose
 	wire.Recorded
-	PID          int // of the container's process then, as the caller saw it
-	Source, Mode string
-	HostPath     string // where the host sees it, in a sandbox directory or a named rootfs; "" for others
+	PID                    int    // of the container's process then, as the caller saw it
+	Source, Mode, HostPath string // HostPath: where the host sees it, in a sandbox directory or a named rootfs; "" for others
 }
 
 // Whose an attachment is: a container of an owner, attached by uid.
@@ -39,18 +37,15 @@ type Whose struct {
 
 // Inherit leaves to m what was made for another mount in which its mountpoint lies, so that it goes with the last that needs it.
 func (m *LedgerMount) Inherit(from *LedgerMount) {
-	mine, its, same := strings.Split(m.Path, "/"), strings.Split(from.Path, "/"), 0
-	for same < min(len(mine), len(its)) && mine[same] == its[same] {
-		same++
-	}
-	if first := len(its) - from.Made; m.Root == from.Root && (m.Target[0] == '/') == (from.Target[0] == '/') && first < same && len(mine)-m.Made <= same && first < len(mine)-m.Made {
+	mine, its := strings.Split(m.Path, "/"), strings.Split(from.Path, "/")
+	first, own := max(0, len(its)-from.Made), len(mine)-m.Made
+	if m.Root == from.Root && (m.Target[0] == '/') == (from.Target[0] == '/') && first < own && own <= min(len(mine), len(its)) && slices.Equal(mine[:own], its[:own]) {
 		m.Made, m.Base = len(mine)-first, from.Base
 	}
 }
 
-// A folder that was made for a mount is known by what it is (privops.RootID), since containers may see it under several names. Its entry, a symlink whose text is the namespace that it was made for, says
-// by its prefix that it is that namespace's to remove, or that another namespace mounted something on it too, so that it is nobody's any more. Who removes it or makes it nobody's holds the entry's lock.
-const owned, shared = "at+", "sh+"
+// A folder that was made for a mount has an entry by its privops.RootID, since containers see it under several names: the namespace of the text is to remove it, or nobody: another mounted on it too.
+const owned, shared = "at+", "sh+" // who removes the folder, or renames the first to the second, holds the lock of the first
 
 // Own notes that folder was made for a mount of ns.
 func (l *Ledger) Own(folder string, ns uint64) error {
@@ -65,11 +60,8 @@ func (l *Ledger) Share(folder string, ns uint64) error {
 		return nil
 	}
 	lock, err := l.Lock(NoWait, Key(owned+folder))
-	if err == nil {
-		defer lock.Unlock()
-		err = l.root.Rename(owned+folder, shared+folder)
-	}
-	if err != nil { // or it is gone by now
+	defer lock.Unlock()
+	if err != nil || l.root.Rename(owned+folder, shared+folder) != nil { // or it is gone by now
 		return wire.Errorf(wire.Busy, "ledger", "cannot attach: what was made there for another container is being removed").WithHint("try again")
 	}
 	return nil
@@ -77,19 +69,16 @@ func (l *Ledger) Share(folder string, ns uint64) error {
 
 // Disown calls remove for a folder that was made for ns, or has no entry: a crash came between. Errors: fs.ErrExist for what is not ns' to remove, system where the ledger cannot tell, and what remove says.
 func (l *Ledger) Disown(folder string, ns uint64, remove func() error) error {
-	lock, err := l.LockName(owned + folder)
-	if err != nil {
-		return err
-	}
+	lock, locked := l.LockName(owned + folder)
 	defer lock.Unlock()
 	now, err := l.root.Readlink(owned + folder)
-	_, nobodys := l.root.Lstat(shared + folder)
-	if nobodys == nil || err == nil && now != recordName(ns) {
+	if locked != nil {
+		return locked
+	} else if _, nobodys := l.root.Lstat(shared + folder); nobodys == nil || err == nil && now != recordName(ns) {
 		return fs.ErrExist
-	} else if err != nil && !errors.Is(err, fs.ErrNotExist) {
+	} else if gone(err) != nil {
 		return l.failed("read", owned+folder, err)
-	}
-	if err = remove(); err == nil {
+	} else if err = remove(); err == nil {
 		l.root.Remove(owned + folder)
 	}
 	return err
@@ -100,11 +89,7 @@ func (l *Ledger) LockName(n string) (*Lock, error)  { return l.Lock(context.Back
 func (l *Ledger) LockNS(ns uint64) (*Lock, error)   { return l.LockName(recordName(ns)) }
 func (l *Ledger) LockEntry(of Whose) (*Lock, error) { return l.LockName(of.entry()) }
 func recordName(ns uint64) string                   { return strconv.FormatUint(ns, 10) }
-
-// entry is the name of a container's entry. "+" is in no id, so two containers cannot have one name (T28).
-func (w Whose) entry() string {
-	return "by+" + strconv.FormatUint(uint64(w.UID), 10) + "+" + w.Owner + "+" + w.Container
-}
+func (w Whose) entry() string                       { return fmt.Sprintf("by+%d+%s+%s", w.UID, w.Owner, w.Container) } // "+" is in no id, so two containers cannot have one name (T28)
 
 // ReadNS returns the record of a namespace, which is empty if there is none or if it is of an earlier boot. Errors: state_corrupt, system.
 func (l *Ledger) ReadNS(ns uint64) (*LedgerRecord, error) {
@@ -121,7 +106,6 @@ func (l *Ledger) ReadNS(ns uint64) (*LedgerRecord, error) {
 	return record, nil
 }
 
-// WriteNS writes a record, or removes one that has no mounts.
 func (l *Ledger) WriteNS(r *LedgerRecord) error {
 	if len(r.Mounts) == 0 {
 		return l.Remove(recordName(r.NS))
@@ -130,18 +114,13 @@ func (l *Ledger) WriteNS(r *LedgerRecord) error {
 }
 
 // Find returns the namespace that a container's entry names; false if there is none. That it cannot be read is an error: what was attached must not be taken for nothing.
-func (l *Ledger) Find(of Whose) (uint64, bool, error) { return l.index(of.entry()) }
-
-func (l *Ledger) index(name string) (ns uint64, ok bool, err error) {
-	text, err := l.root.Readlink(name)
-	if err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return 0, false, l.failed("read", name, err)
-	}
-	ns, err = strconv.ParseUint(text, 10, 64)
-	return ns, err == nil, nil
+func (l *Ledger) Find(of Whose) (ns uint64, ok bool, err error) {
+	text, err := l.root.Readlink(of.entry())
+	ns, none := strconv.ParseUint(text, 10, 64)
+	return ns, none == nil, l.failed("read", of.entry(), gone(err))
 }
 
-// Enter makes the entry of a container say ns. It is written before the record, so an entry may name a record that does not know the container, never the other way round.
+// Enter makes the entry of a container say ns, before the record is written: an entry may name a record that does not know the container, never the other way round. Leave removes such an entry.
 func (l *Ledger) Enter(of Whose, ns uint64) error {
 	if now, ok, _ := l.Find(of); ok && now == ns {
 		return nil
@@ -150,14 +129,12 @@ func (l *Ledger) Enter(of Whose, ns uint64) error {
 	return l.sync("create", of.entry(), l.root.Symlink(recordName(ns), of.entry()))
 }
 
-// Leave removes the entry of a container of which the record that it names has nothing any more.
 func (l *Ledger) Leave(of Whose, r *LedgerRecord) {
 	if !slices.ContainsFunc(r.Mounts, func(m LedgerMount) bool { return m.Whose == of }) {
 		l.root.Remove(of.entry())
 	}
 }
 
-// Namespaces returns the ids of all namespaces that have a record.
 func (l *Ledger) Namespaces() (ids []uint64, err error) {
 	names, err := l.List()
 	for _, name := range names {
@@ -172,20 +149,18 @@ func (l *Ledger) Namespaces() (ids []uint64, err error) {
 func (l *Ledger) SweepIndex(ctx context.Context) {
 	entries, _ := l.entries()
 	for _, e := range entries {
-		ns, ok, _ := l.index(e)
-		if !ok {
-			continue
+		text, _ := l.root.Readlink(e)
+		if ns, err := strconv.ParseUint(text, 10, 64); err == nil {
+			own, e1 := l.Lock(ctx, Key(e))
+			lock, e2 := l.Lock(ctx, Key(recordName(ns)))
+			now, _ := l.root.Readlink(e)
+			record, e3 := l.ReadNS(ns)
+			if errors.Join(e1, e2, e3) == nil && now == text && !slices.ContainsFunc(record.Mounts, func(m LedgerMount) bool { return !strings.HasPrefix(e, "by+") || e == m.Whose.entry() }) {
+				l.root.Remove(e)
+			}
+			lock.Unlock()
+			own.Unlock()
 		}
-		own, e1 := l.Lock(ctx, Key(e))
-		lock, e2 := l.Lock(ctx, Key(recordName(ns)))
-		now, _, _ := l.index(e)
-		record, e3 := l.ReadNS(ns)
-		in := func(m LedgerMount) bool { return e[:3] != "by+" || e == m.Whose.entry() }
-		if cmp.Or(e1, e2, e3) == nil && now == ns && !slices.ContainsFunc(record.Mounts, in) {
-			l.root.Remove(e)
-		}
-		lock.Unlock()
-		own.Unlock()
 	}
 }
 

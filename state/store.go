@@ -1,7 +1,5 @@
 // Package state keeps the records of both processes: an atomic store, locks, and the helper's ledger. The store keeps bytes; the ledger's are in the wire's form, the policy's journal is JSON.
-//
-// A record is a file that begins with one line: the schema, the boot, the size and a checksum of all of it. A record is the old one or the new one, never a part of either: it is written to a temporary
-// file in the same folder, synced and renamed over the old one. What cannot be trusted (torn, empty, flipped, too long, of a newer schema, not ours) is never used, never fatal to others, and can be moved aside.
+// A record begins with a line: schema, boot, size and a checksum of it all. It is the old one or the new one, never a part of either. What cannot be trusted is never used, never fatal to others.
 package state
 
 import (
@@ -14,7 +12,6 @@ import (
 	"fmt"
 	"hash/fnv"
 	"io"
-	"io/fs"
 	"os"
 	"strings"
 	"syscall"
@@ -26,11 +23,9 @@ import (
 )
 
 const (
-	Schema     = 1         // version of the record's form
-	MaxRecord  = 16 << 20  // bytes; a longer file is corrupt
-	ext        = ".rec"    // of every record's file. It ends in no digit, so a temporary file, which is named after the record with a random number behind it, tells whose it is
-	corruptDir = "corrupt" // where records are moved that cannot be trusted
-	lockFile   = ".lock"   // the one on which a store's locks are held, each on one byte, so that there is none per lock to make, to leave behind or to remove while somebody waits for it
+	Schema, MaxRecord = 1, 16 << 20 // version of the record's form; bytes: a longer file is corrupt
+	ext               = ".rec"      // of every record's file. It ends in no digit, so a temporary file, which is named after the record with a random number behind it, tells whose it is
+	lockFile          = ".lock"     // the one on which a store's locks are held, each on one byte, so that there is none per lock to make, to leave behind or to remove while somebody waits for it
 )
 
 // A Store is a folder of records. Everything in it is done relative to the folder's descriptor, following no symlink out of it.
@@ -45,12 +40,10 @@ type Store struct {
 func Open(dir, boot string, durable bool) (*Store, error) {
 	root, err := os.OpenRoot(dir)
 	if err != nil {
-		return nil, wire.Errorf(wire.Config, "state", "cannot open the folder of records %s: %v", dir, plain(err)).Because(err)
+		return nil, wire.Errorf(wire.Config, "state", "cannot open the folder of records %s: %v", dir, cmp.Or(errors.Unwrap(err), err)).Because(err)
 	}
 	return &Store{root, dir, boot, durable, uint32(os.Geteuid())}, nil
 }
-
-func (s *Store) Close() error { return s.root.Close() }
 
 // A Record is what a file of the store says, and in which boot it was written.
 type Record struct {
@@ -61,8 +54,7 @@ type Record struct {
 func encode(boot string, payload []byte) []byte {
 	head := fmt.Appendf(nil, "bindgate-record schema=%d boot=%s size=%d ", Schema, boot, len(payload))
 	sum := fnv.New64a() // finds every change of one byte; the tables of a CRC would cost more than all the rest of a write
-	sum.Write(head)
-	sum.Write(payload)
+	sum.Write(append(head, payload...))
 	return append(fmt.Appendf(head, "fnv1a=%016x\n", sum.Sum64()), payload...)
 }
 
@@ -79,25 +71,24 @@ func decode(data []byte) (Record, error) {
 
 // Read returns the record name. Errors: not_found, which matches fs.ErrNotExist; state_corrupt for one that cannot be trusted; system.
 func (s *Store) Read(name string) (Record, error) {
-	var f *os.File
-	ours := func(i fs.FileInfo) bool {
-		return i.Mode().IsRegular() && i.Sys().(*syscall.Stat_t).Uid == s.uid
+	r, why := Record{}, errors.New("it is not a regular file of ours, of link count 1 and bounded size")
+	ours := func(info os.FileInfo) bool {
+		st := info.Sys().(*syscall.Stat_t)
+		return info.Mode().IsRegular() && st.Uid == s.uid && st.Nlink <= 1 && st.Size <= MaxRecord // 0 links: it was replaced while it was opened
 	}
 	info, err := s.root.Lstat(name + ext)
 	if err == nil && ours(info) { // os.Root follows links that stay within it; another's, or a socket, may not open
-		if f, err = s.root.OpenFile(name+ext, os.O_RDONLY|syscall.O_NONBLOCK, 0); err == nil {
-			defer f.Close()
-			info, err = f.Stat()
-		}
-	}
-	r, data, why := Record{}, []byte(nil), errors.New("it is not a regular file of ours, of link count 1 and bounded size")
-	if err == nil && f != nil && ours(info) && info.Sys().(*syscall.Stat_t).Nlink <= 1 && info.Size() <= MaxRecord { // 0 links: it was replaced while it was opened
-		if data, err = io.ReadAll(io.LimitReader(f, MaxRecord+1)); err == nil {
+		f, e := s.root.OpenFile(name+ext, os.O_RDONLY|syscall.O_NONBLOCK, 0)
+		defer f.Close()
+		if info, err = f.Stat(); err == nil && ours(info) {
+			var data []byte
+			data, err = io.ReadAll(io.LimitReader(f, MaxRecord+1))
 			r, why = decode(data)
 		}
+		err = cmp.Or(e, err) // of no file Stat fails too
 	}
-	if errors.Is(err, fs.ErrNotExist) {
-		return Record{}, wire.Errorf(wire.NotFound, "state", "cannot find the record %s/%s", s.dir, name).Because(fs.ErrNotExist)
+	if errors.Is(err, os.ErrNotExist) {
+		return Record{}, wire.Errorf(wire.NotFound, "state", "cannot find the record %s/%s", s.dir, name).Because(os.ErrNotExist)
 	} else if err != nil {
 		return Record{}, s.failed("read", name, err)
 	} else if why != nil {
@@ -115,13 +106,17 @@ func (s *Store) Write(name string, payload []byte) error {
 }
 
 // Remove removes the record name; one that is not there is no error.
-func (s *Store) Remove(name string) error { return s.sync("remove", name, s.unlink(name+ext)) }
+func (s *Store) Remove(name string) error {
+	return s.sync("remove", name, gone(s.root.Remove(name+ext)))
+}
+func (s *Store) Close() error { return s.root.Close() }
 
-func (s *Store) unlink(file string) error {
-	if err := s.root.Remove(file); !errors.Is(err, fs.ErrNotExist) {
-		return err
+// gone returns err, but nil where what it is about is gone.
+func gone(err error) error {
+	if errors.Is(err, os.ErrNotExist) {
+		return nil
 	}
-	return nil
+	return err
 }
 
 // List returns the names of the records, in no order. Temporary files, folders and the lock file are not among them.
@@ -137,10 +132,10 @@ func (s *Store) List() (names []string, err error) {
 
 // MoveAside moves a record that cannot be trusted into the folder corrupt/, where nothing reads it again, and returns its path for the report.
 func (s *Store) MoveAside(name string) (string, error) {
-	if err := s.root.Mkdir(corruptDir, 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
-		return "", s.failed("create", corruptDir, err)
+	if err := s.root.Mkdir("corrupt", 0o700); err != nil && !errors.Is(err, os.ErrExist) {
+		return "", s.failed("create", "corrupt", err)
 	}
-	to := fmt.Sprintf("%s/%s.%d", corruptDir, name, time.Now().UnixNano())
+	to := fmt.Sprintf("corrupt/%s.%d", name, time.Now().UnixNano())
 	return s.dir + "/" + to, s.sync("move aside", name, s.root.Rename(name+ext, to))
 }
 
@@ -148,11 +143,10 @@ func (s *Store) MoveAside(name string) (string, error) {
 func (s *Store) SweepTemporary(mine func(record string) bool) error {
 	entries, err := s.entries()
 	for _, e := range entries { // renameio names them "." + file + a random number
-		name, ok := strings.CutSuffix(strings.TrimRight(e, "0123456789"), ext)
-		name, dot := strings.CutPrefix(name, ".")
-		if ok && dot && mine(name) {
+		name, ok := strings.CutSuffix(strings.TrimRight(strings.TrimPrefix(e, "."), "0123456789"), ext)
+		if ok && strings.HasPrefix(e, ".") && mine(name) {
 			if lock, busy := s.Lock(NoWait, Key(name)); busy == nil {
-				err = cmp.Or(err, s.failed("remove a temporary file of", name, s.unlink(e)))
+				err = cmp.Or(err, s.failed("remove a temporary file of", name, gone(s.root.Remove(e))))
 				lock.Unlock()
 			}
 		}
@@ -161,22 +155,18 @@ func (s *Store) SweepTemporary(mine func(record string) bool) error {
 }
 
 func (s *Store) entries() (names []string, err error) {
-	d, err := s.root.Open(".")
-	if err == nil {
-		defer d.Close()
-		names, err = d.Readdirnames(-1)
-	}
-	return names, s.failed("list", ".", err)
+	d, e := s.root.Open(".")
+	defer d.Close()
+	names, err = d.Readdirnames(-1)
+	return names, s.failed("list", ".", cmp.Or(e, err))
 }
 
 // sync ends a change: if it went well, what it changed in the folder is put on disk, which renameio leaves to its caller. The ledger need not be: what it describes does not outlive the boot.
 func (s *Store) sync(verb, name string, err error) error {
 	if err == nil && s.durable {
-		var d *os.File
-		if d, err = s.root.Open("."); err == nil {
-			err = d.Sync()
-			d.Close()
-		}
+		d, e := s.root.Open(".")
+		err = cmp.Or(e, d.Sync())
+		d.Close()
 	}
 	return s.failed(verb, name, err)
 }
@@ -185,18 +175,10 @@ func (s *Store) failed(verb, name string, err error) error {
 	if err == nil {
 		return nil
 	}
-	return wire.Errorf(wire.System, "state", "cannot %s %s/%s: %v", verb, s.dir, name, plain(err)).Because(err)
+	return wire.Errorf(wire.System, "state", "cannot %s %s/%s: %v", verb, s.dir, name, cmp.Or(errors.Unwrap(err), err)).Because(err) // the errno, without the path again
 }
 
-// plain returns the errno of an error that names its path already.
-func plain(err error) error {
-	if p, ok := errors.AsType[*fs.PathError](err); ok {
-		return p.Err
-	}
-	return err
-}
-
-// A Lock is an open file description lock (fcntl_locking(2)): it is held until Unlock, or until nobody has its open file description any more, however that ends. The zero Lock is held by nobody.
+// A Lock is an open file description lock (fcntl_locking(2)), held until Unlock or until nobody has its open file description any more, however that ends. The zero Lock may be unlocked.
 type Lock struct{ F *os.File }
 
 func (l *Lock) Unlock() { l.F.Close() }
@@ -207,15 +189,13 @@ func Key(parts ...string) uint64 {
 	return binary.BigEndian.Uint64(sum[:])
 }
 
-// NoWait has ended: a lock that is not free is not waited for.
-var NoWait, _ = context.WithDeadline(context.Background(), time.Time{})
+var NoWait, _ = context.WithDeadline(context.Background(), time.Time{}) // has ended: a lock that is not free is not waited for
 
-// Lock waits for the lock of key, which it holds alone. With an error (timeout when ctx ends first, or system) the Lock is the zero Lock.
+// Lock waits for the lock of key, to hold it alone; LockAs alone (unix.F_WRLCK) or shared with others (F_RDLCK). With an error (timeout when ctx ends first, or system) the Lock is the zero Lock.
 func (s *Store) Lock(ctx context.Context, key uint64) (*Lock, error) {
 	return s.LockAs(ctx, key, unix.F_WRLCK)
 }
 
-// LockAs is Lock, alone (unix.F_WRLCK) or with others who share the lock (F_RDLCK).
 func (s *Store) LockAs(ctx context.Context, key uint64, kind int16) (*Lock, error) {
 	f, err := s.root.OpenFile(lockFile, os.O_RDWR|os.O_CREATE, 0o600)
 	if err != nil {
@@ -224,13 +204,7 @@ func (s *Store) LockAs(ctx context.Context, key uint64, kind int16) (*Lock, erro
 	l := unix.Flock_t{Type: kind, Start: int64(key >> 1), Len: 1}
 	if err = unix.FcntlFlock(f.Fd(), unix.F_OFD_SETLK, &l); errors.Is(err, unix.EAGAIN) {
 		done := make(chan error, 1)
-		go func() {
-			err := error(unix.EINTR)
-			for err == unix.EINTR {
-				err = unix.FcntlFlock(f.Fd(), unix.F_OFD_SETLKW, &l)
-			}
-			done <- err
-		}()
+		go func() { done <- unix.FcntlFlock(f.Fd(), unix.F_OFD_SETLKW, &l) }()
 		select {
 		case err = <-done:
 		case <-ctx.Done():
@@ -238,9 +212,12 @@ func (s *Store) LockAs(ctx context.Context, key uint64, kind int16) (*Lock, erro
 			return &Lock{}, wire.Errorf(wire.Timeout, "lock", "cannot lock a record in %s: another process is at work on it", s.dir).Because(ctx.Err())
 		}
 	}
-	if err != nil {
-		f.Close()
-		return &Lock{}, s.failed("lock", lockFile, err)
+	if err == nil {
+		return &Lock{f}, nil
 	}
-	return &Lock{f}, nil
+	f.Close()
+	if errors.Is(err, unix.EINTR) { // a signal ended the wait
+		return s.LockAs(ctx, key, kind)
+	}
+	return &Lock{}, s.failed("lock", lockFile, err)
 }

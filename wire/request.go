@@ -15,34 +15,27 @@ const (
 
 // A Request is what a caller asks of the helper. Which fields an operation takes is in the tables below; the others are zero.
 type Request struct {
-	Op               string
-	Owner, Container string  // the agent that the records belong to; the container's id
-	PID              int     // the container's process, as the caller sees it
-	Start            uint64  // its start time in clock ticks (proc_pid_stat(5), field 22); 0: not given
-	Rootfs           string  // host path of the root filesystem, before the container pivots
-	Directory        string  // host path of the sandbox directory
-	Sandbox          string  // where the container sees it; default DefaultSandbox
-	Lazy, Forget     bool    // detach although somebody uses the mount; for the audit log: the caller forgets the container without asking its drivers
-	Name             string  // of a local volume
-	Mode, UID, GID   *uint32 // its own
-	Mounts           []Mount
+	Op, Owner, Container, Name string  // what to do; the agent that the records belong to; the container's id; the name of a local volume
+	PID                        int     // the container's process, as the caller sees it
+	Start                      uint64  // its start time in clock ticks (proc_pid_stat(5), field 22); 0: not given
+	Rootfs, Directory, Sandbox string  // host paths of the root filesystem before the container pivots, and of the sandbox directory; where the container sees that, default DefaultSandbox
+	Lazy, Forget               bool    // detach although somebody uses the mount; for the audit log: the caller forgets the container without asking its drivers
+	Mode, UID, GID             *uint32 // the volume's
+	Mounts                     []Mount
 }
 
 // A Mount is one volume to attach, or for detach just the container path of one that is attached.
 type Mount struct {
-	Path, Source, Subpath string // container_path as the job says it; absolute host path; relative, beneath Source
-	Mode                  string // ModeRO or ModeRW
-	NoExec, IDMap         bool
+	Path, Source, Subpath, Mode string // container_path as the job says it; absolute host path; relative, beneath Source; ModeRO or ModeRW
+	NoExec, IDMap               bool
 }
 
 // A Recorded mount is what the ledger keeps of an attachment: enough to find that very mount again, and to remove what was made for it.
 type Recorded struct {
-	ID               uint64 // STATX_MNT_ID_UNIQUE
-	Target           string // container_path, clean
-	Path, Prefix     string // resolved, from the root that the container had then; of that root in the namespace, before the pivot
-	Root, Base       string // which directory that root was, and the deepest of Path that was there before (privops.RootID)
-	Made             int    // how many of Path's last components were to be made
-	RootUID, RootGID int    // file system ids of the container's root user
+	ID                     uint64 // STATX_MNT_ID_UNIQUE
+	Target, Path, Prefix   string // container_path, clean; resolved, from the root that the container had then; of that root in the namespace, before the pivot
+	Root, Base             string // which directory that root was, and the deepest of Path that was there before (privops.RootID)
+	Made, RootUID, RootGID int    // how many of Path's last components were to be made; file system ids of the container's root user
 }
 
 // Which keys an operation takes: those that must be there, and those that may.
@@ -61,25 +54,23 @@ func DecodeRequest(data []byte) (*Request, error) {
 	}
 	op := m.Head.Get("op")
 	if headMust[op] == nil || m.Head[0].Key != "op" {
-		return nil, invalid("cannot do op=%s: there is no such operation, or it is not the second field", quote(op))
+		return nil, Errorf(InvalidRequest, "request", "cannot do op=%s: there is no such operation, or it is not the second field", quote(op))
 	} else if len(m.Blocks) > 0 && blockMust[op] == nil || len(m.Blocks) == 0 && op == OpAttach {
-		return nil, invalid("cannot do %s with %d mount=", op, len(m.Blocks))
+		return nil, Errorf(InvalidRequest, "request", "cannot do %s with %d mount=", op, len(m.Blocks))
 	}
-	absolute, path := func(p Path) bool { return p.Absolute }, func(Path) bool { return true }
-	below := func(p Path) bool { return !p.Absolute && len(p.Components) > 0 }
-	h := &values{Fields: m.Head}
-	r := &Request{Op: op, Owner: h.text("owner", CheckOwner), Container: h.text("container", CheckContainer), PID: int(h.number("pid", 10, 1, 1<<22)), Start: h.number("start", 10, 1, 1<<63-1),
+	absolute, below := func(p Path) bool { return p.Absolute }, func(p Path) bool { return !p.Absolute && len(p.Components) > 0 }
+	h := &values{m.Head, keys(m.Head, append(headMust[op], "op"), headMay[op])}
+	r := &Request{Op: op, Owner: h.text("owner", CheckOwner(h.Get("owner"))), Container: h.text("container", CheckContainer(h.Get("container"))), PID: int(h.number("pid", 10, 1, 1<<22)), Start: h.number("start", 10, 1, 1<<63-1),
 		Rootfs: h.path("rootfs", absolute), Directory: h.path("directory", absolute), Sandbox: h.path("sandbox", absolute), Lazy: h.flag("lazy"), Forget: h.flag("forget"),
-		Name: h.text("name", CheckVolumeName), Mode: h.optional("mode", 8, 0o3777), UID: h.optional("uid", 10, 1<<32-2), GID: h.optional("gid", 10, 1<<32-2), Mounts: []Mount{}}
-	err = cmp.Or(keys(m.Head, append(headMust[op], "op"), headMay[op]), h.err)
+		Name: h.text("name", CheckVolumeName(h.Get("name"))), Mode: h.optional("mode", 8, 0o3777), UID: h.optional("uid", 10, 1<<32-2), GID: h.optional("gid", 10, 1<<32-2), Mounts: []Mount{}}
 	for _, fields := range m.Blocks {
-		b := &values{Fields: fields}
-		r.Mounts = append(r.Mounts, Mount{Path: b.path("mount", path), Source: b.path("source", absolute), Subpath: b.path("subpath", below), NoExec: b.flag("noexec"), IDMap: b.flag("idmap"),
-			Mode: b.is("mode", "ro or rw", func(s string) bool { return s == ModeRO || s == ModeRW })})
-		err = cmp.Or(err, keys(fields, blockMust[op], blockMay[op]), b.err)
+		b := &values{fields, cmp.Or(h.err, keys(fields, blockMust[op], blockMay[op]))}
+		r.Mounts = append(r.Mounts, Mount{Path: b.path("mount", func(Path) bool { return true }), Source: b.path("source", absolute), Subpath: b.path("subpath", below), NoExec: b.flag("noexec"), IDMap: b.flag("idmap"),
+			Mode: b.is("mode", "ro or rw", b.Get("mode") == ModeRO || b.Get("mode") == ModeRW)})
+		h.err = b.err
 	}
-	if err != nil {
-		return nil, err
+	if h.err != nil {
+		return nil, h.err
 	}
 	return r, nil
 }
@@ -88,12 +79,12 @@ func DecodeRequest(data []byte) (*Request, error) {
 func keys(fields Fields, must, may []string) error {
 	for _, f := range fields {
 		if !slices.Contains(must, f.Key) && !slices.Contains(may, f.Key) || Printable(f.Value) != f.Value {
-			return invalid("cannot read the request: it has the key %s= where none is taken, or with control characters or what is not UTF-8", f.Key)
+			return Errorf(InvalidRequest, "request", "cannot read the request: it has the key %s= where none is taken, or with control characters or what is not UTF-8", f.Key)
 		}
 	}
 	for _, key := range must {
 		if _, ok := fields.Lookup(key); !ok {
-			return invalid("cannot read the request: it lacks %s=", key)
+			return Errorf(InvalidRequest, "request", "cannot read the request: it lacks %s=", key)
 		}
 	}
 	return nil
@@ -105,42 +96,34 @@ type values struct {
 	err error
 }
 
-func (v *values) text(key string, check func(string) error) string {
-	s, ok := v.Lookup(key)
-	if ok {
-		v.err = cmp.Or(v.err, check(s))
+// text takes a value of which wrong says what is wrong with it, if it is there.
+func (v *values) text(key string, wrong error) string {
+	s, there := v.Lookup(key)
+	if there {
+		v.err = cmp.Or(v.err, wrong)
 	}
 	return s
 }
 
-func (v *values) is(key, what string, ok func(string) bool) string {
-	return v.text(key, func(s string) error {
-		if ok(s) {
-			return nil
-		}
-		return invalid("cannot use %s=%s: it is %s", key, quote(s), what)
-	})
+func (v *values) is(key, what string, ok bool) string {
+	if ok {
+		return v.Get(key)
+	}
+	return v.text(key, Errorf(InvalidRequest, "request", "cannot use %s=%s: it is %s", key, quote(v.Get(key)), what))
 }
 
-func (v *values) flag(key string) bool {
-	return v.is(key, "1 or left out", func(s string) bool { return s == "1" }) != ""
-}
+func (v *values) flag(key string) bool { return v.is(key, "1 or left out", v.Get(key) == "1") != "" }
 
 func (v *values) path(key string, ok func(Path) bool) string {
-	return v.is(key, "a path without .. and within the kernel's limits, absolute on the host, relative in a volume", func(s string) bool {
-		p, err := ParsePath(s)
-		return err == nil && ok(p)
-	})
+	p, err := ParsePath(v.Get(key))
+	return v.is(key, "a path without .. and within the kernel's limits, absolute on the host, relative in a volume", err == nil && ok(p))
 }
 
 // number takes digits only: no sign, no space, no leading zero but in octal.
-func (v *values) number(key string, base int, min, max uint64) (n uint64) {
+func (v *values) number(key string, base int, min, max uint64) uint64 {
+	n, err := strconv.ParseUint(v.Get(key), base, 64)
 	format := func(n uint64) string { return strconv.FormatUint(n, base) }
-	v.is(key, "a number from "+format(min)+" to "+format(max), func(s string) bool {
-		parsed, err := strconv.ParseUint(s, base, 64)
-		n = parsed
-		return err == nil && n >= min && n <= max && (base == 8 || format(n) == s)
-	})
+	v.is(key, "a number from "+format(min)+" to "+format(max), err == nil && n >= min && n <= max && (base == 8 || format(n) == v.Get(key)))
 	return n
 }
 

@@ -1,7 +1,5 @@
 // Package wire is all that both sides of the privilege boundary share: the form of a request to bindgate-helper and of its reply, the error codes and the limits.
-//
-// A message is a sequence of key=value fields, each ended by a NUL byte. The first field is bindgate=1, the last is end=, and nothing follows it. A path cannot hold a NUL, so nothing is escaped and the parser has
-// no states to get wrong. The key mount= opens a block of keys. The ledger's records have the same form, so that the privileged side has one parser. docs/wire.md publishes it.
+// docs/wire.md publishes the form, which the ledger's records have too: one parser. Its fields end with a NUL byte, which no path can hold: nothing is escaped, the parser has no states to get wrong.
 package wire
 
 import (
@@ -10,23 +8,20 @@ import (
 	"fmt"
 	"slices"
 	"strings"
-	"unicode/utf8"
 )
 
 // The value of the field bindgate= that this package speaks, and limits of a message. A request beyond them is refused before anything is opened (T07).
 const (
-	Version    = "1"
-	MaxRequest = 1 << 20  // bytes of a request
-	MaxReply   = 16 << 20 // bytes of a reply or of a ledger record
-	MaxBlocks  = 1024     // mount= blocks in a request; helper.toml may allow fewer
-	maxKeys    = 32       // keys in the head or in a block, and bytes of a key
+	Version              = "1"
+	MaxRequest, MaxReply = 1 << 20, 16 << 20 // bytes of a request; of a reply or of a ledger record
+	MaxBlocks, maxKeys   = 1024, 32          // mount= blocks in a request, of which helper.toml may allow fewer; keys in the head or in a block, and bytes of a key
 )
 
 // Fields are the fields of a message's head or of one of its blocks, in order. A value may hold any byte but NUL; in a request it is valid UTF-8 without control characters.
 type Fields []Field
 type Field struct{ Key, Value string }
 
-// Lookup returns the value of key and whether it is there.
+// Lookup returns the value of key and whether it is there; Get the value, "" if it is not there.
 func (f Fields) Lookup(key string) (string, bool) {
 	i := slices.IndexFunc(f, func(x Field) bool { return x.Key == key })
 	if i < 0 {
@@ -35,7 +30,6 @@ func (f Fields) Lookup(key string) (string, bool) {
 	return f[i].Value, true
 }
 
-// Get is Lookup, with "" for what is not there.
 func (f Fields) Get(key string) string {
 	v, _ := f.Lookup(key)
 	return v
@@ -68,20 +62,19 @@ func (m *Message) Encode() (b []byte) {
 	return b
 }
 
-// Decode parses a message of at most max bytes and maxBlocks blocks. It checks the form: version first, end last, keys of lower-case letters, dashes and underscores, none twice in the head or in one block. Errors:
-// invalid_request, or limit_exceeded for too many blocks.
+// Decode parses a message of at most max bytes and maxBlocks blocks: version first, end last, no key twice in the head or in one block. Errors: invalid_request, or limit_exceeded for too many blocks.
 func Decode(data []byte, max, maxBlocks int) (*Message, error) {
 	rest, begun := bytes.CutPrefix(data, []byte("bindgate="+Version+"\x00"))
 	rest, ended := bytes.CutSuffix(rest, []byte("end=\x00"))
 	if !begun || !ended || len(data) > max {
-		return nil, invalid("cannot read the message: it does not begin with bindgate=%s, does not end with end=, or is over %d bytes", Version, max)
+		return nil, Errorf(InvalidRequest, "request", "cannot read the message: it does not begin with bindgate=%s, does not end with end=, or is over %d bytes", Version, max)
 	}
 	m := &Message{}
 	for current := &m.Head; len(rest) > 0; {
 		field, after, terminated := bytes.Cut(rest, []byte{0})
 		key, value, ok := strings.Cut(string(field), "=")
 		if rest = after; !terminated || !ok || key == "" || len(key) > maxKeys || strings.Trim(key, "abcdefghijklmnopqrstuvwxyz-_") != "" {
-			return nil, invalid("cannot read the field %s: it is not key=value ended by a NUL byte", quote(string(field)))
+			return nil, Errorf(InvalidRequest, "request", "cannot read the field %s: it is not key=value ended by a NUL byte", quote(string(field)))
 		}
 		if key == "mount" && len(m.Blocks) == maxBlocks {
 			return nil, Errorf(LimitExceeded, "request", "cannot read the message: over %d mounts", maxBlocks)
@@ -90,7 +83,7 @@ func Decode(data []byte, max, maxBlocks int) (*Message, error) {
 			current = &m.Blocks[len(m.Blocks)-1]
 		}
 		if _, twice := current.Lookup(key); twice || key == "bindgate" || key == "end" || len(*current) == maxKeys {
-			return nil, invalid("cannot read the message: the key %s is repeated, out of place or one too many", key)
+			return nil, Errorf(InvalidRequest, "request", "cannot read the message: the key %s is repeated, out of place or one too many", key)
 		}
 		*current = append(*current, Field{key, value})
 	}
@@ -101,7 +94,7 @@ func Decode(data []byte, max, maxBlocks int) (*Message, error) {
 func Printable(s string) string {
 	return strings.Map(func(r rune) rune {
 		if r < 0x20 || r >= 0x7f && r < 0xa0 {
-			return utf8.RuneError
+			return '\uFFFD'
 		}
 		return r
 	}, s)
@@ -114,11 +107,10 @@ type Reply struct {
 }
 
 func (r *Reply) Encode() []byte {
-	m := &Message{Head: Pairs("status", "ok"), Blocks: r.Blocks}
 	if e := r.Err; e != nil {
-		m = &Message{Head: Pairs("status", "error", "code", e.Code, "stage", e.Stage, "message", e.Message, "hint", e.Hint)}
+		return (&Message{Head: Pairs("status", "error", "code", e.Code, "stage", e.Stage, "message", e.Message, "hint", e.Hint)}).Encode()
 	}
-	return m.Encode()
+	return (&Message{Pairs("status", "ok"), r.Blocks}).Encode()
 }
 
 // A Path is a path taken apart: components that hold no slash and are never "", "." or "..". The zero Path is ".".
@@ -127,21 +119,20 @@ type Path struct {
 	Components []string
 }
 
-// ParsePath takes a path of a job or request apart. Repeated slashes and "." components vanish. An empty path, ".." as a component, a NUL byte, over 4,095 bytes or a component over 255 bytes (PATH_MAX
-// without its NUL and NAME_MAX, limits.h) is invalid_request. "/" and "." have no components; whether they may be used is the caller's to say.
+// ParsePath takes a path apart, or says invalid_request. Repeated slashes and "." vanish; whether "/" or "." may be used is the caller's to say. The limits are PATH_MAX without its NUL and NAME_MAX.
 func ParsePath(s string) (Path, error) {
-	if s == "" || len(s) > 4095 || strings.IndexByte(s, 0) >= 0 {
-		return Path{}, invalid("cannot use the path %s: it is empty, over 4095 bytes, or holds a NUL byte", quote(s))
+	if s == "" || strings.IndexByte(s, 0) >= 0 {
+		return Path{}, Errorf(InvalidRequest, "request", "cannot use the path %s: it is empty or holds a NUL byte", quote(s))
+	} else if len(s) > 4095 {
+		return Path{}, Errorf(InvalidRequest, "request", "cannot use the path %s: over 4095 bytes", quote(s))
 	}
-	p := Path{Absolute: s[0] == '/'}
-	for c := range strings.SplitSeq(s, "/") {
-		if c == ".." || len(c) > 255 {
-			return Path{}, invalid("cannot use the path %s: it has \"..\" or over 255 bytes as a component", quote(s))
-		} else if c != "" && c != "." {
-			p.Components = append(p.Components, c)
-		}
+	parts := strings.Split(s, "/")
+	if slices.Contains(parts, "..") {
+		return Path{}, Errorf(InvalidRequest, "request", `cannot use the path %s: ".." is not allowed`, quote(s))
+	} else if slices.ContainsFunc(parts, func(c string) bool { return len(c) > 255 }) {
+		return Path{}, Errorf(InvalidRequest, "request", "cannot use the path %s: a component is over 255 bytes", quote(s))
 	}
-	return p, nil
+	return Path{s[0] == '/', slices.DeleteFunc(parts, func(c string) bool { return c == "" || c == "." })}, nil
 }
 
 // String returns the clean form: one slash between components, none at the end, "/" or "." for a path without any.
@@ -155,8 +146,7 @@ func (p Path) String() string {
 
 // Contains reports whether q is p or lies below it, by whole components. Of an absolute and a relative path neither contains the other.
 func (p Path) Contains(q Path) bool {
-	n := len(p.Components)
-	return p.Absolute == q.Absolute && n <= len(q.Components) && slices.Equal(p.Components, q.Components[:n])
+	return p.Absolute == q.Absolute && slices.Equal(p.Components, q.Components[:min(len(p.Components), len(q.Components))])
 }
 
 // ParsePaths takes the paths of a configuration apart; those that are none are left out, which nothing matches.
@@ -169,17 +159,16 @@ func ParsePaths(list []string) (out []Path) {
 	return out
 }
 
-// CheckID checks an id: [A-Za-z0-9][A-Za-z0-9_.:-]{0,127}, so usable in a file name (T28). what names it in the error, which is invalid_request. A container's is one, an owner is one of at most 32 bytes. A local
-// volume's name is Docker's for its local driver ([a-zA-Z0-9][a-zA-Z0-9_.-]*), but that one character is enough, and at most 248 bytes leave room for a prefix in a file name.
+// CheckID checks an id: [A-Za-z0-9][A-Za-z0-9_.:-]{0,127}, so usable in a file name (T28). what names it in the error, which is invalid_request.
 func CheckID(what, s string) error   { return checkName(what, s, "_.:-", 128) }
 func CheckContainer(s string) error  { return CheckID("container", s) }
 func CheckOwner(s string) error      { return checkName("owner", s, "_.:-", 32) }
-func CheckVolumeName(s string) error { return checkName("volume name", s, "_.-", 248) }
+func CheckVolumeName(s string) error { return checkName("volume name", s, "_.-", 248) } // Docker's for its local driver, but one character is enough; 248 leave room for a prefix in a file name
 
 func checkName(what, s, more string, max int) error {
 	const alphanumeric = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789"
 	if s == "" || len(s) > max || strings.Trim(s[:1], alphanumeric) != "" || strings.Trim(s, alphanumeric+more) != "" {
-		return invalid("cannot use %s as a %s: it is 1 to %d letters, digits and %s, and begins with a letter or digit", quote(s), what, max, more)
+		return Errorf(InvalidRequest, "request", "cannot use %s as a %s: it is 1 to %d letters, digits and %s, and begins with a letter or digit", quote(s), what, max, more)
 	}
 	return nil
 }
