@@ -112,9 +112,8 @@ func (h *Helper) validate() error {
 	return nil
 }
 
-// OpenTrusted opens an absolute path that only root can have put there: every folder above its last component is root's, not writable by others, and no component is a symlink, so that nobody else can
-// make the name mean something else (T08, T29). The last component is opened with the given flags and may be anybody's; RootOwned checks it where it must be root's too. private says that a folder above
-// it lets nobody but root through: not even the group, whose bits are the mask where there is an ACL. Errors have the code config; for a component that is not there they also match unix.ENOENT.
+// OpenTrusted opens an absolute path of which nobody but root can change the meaning: every folder above its last component is root's alone to write, and no component is a symlink (T08, T29). The last may be
+// anybody's. private: a folder above it lets only root through, not even the group, whose bits are the mask of an ACL. Errors have the code config, and match unix.ENOENT for a component that is not there.
 func OpenTrusted(path string, flags int) (fd int, private bool, err error) {
 	p, err := wire.ParsePath(path)
 	fd, e := unix.Open("/", unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)

@@ -139,7 +139,4 @@ func onHost(p wire.Path, roots []string, what, key string) int {
 }
 
 // parse takes apart a path that was checked when it was read; "" has no components.
-func parse(s string) wire.Path {
-	p, _ := wire.ParsePath(s)
-	return p
-}
+func parse(s string) wire.Path { p, _ := wire.ParsePath(s); return p }

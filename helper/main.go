@@ -55,7 +55,4 @@ func main() {
 }
 
 // must ends the run with an error of the packages that both processes use.
-func must[T any](v T, err error) T {
-	namespace.Pass(err)
-	return v
-}
+func must[T any](v T, err error) T { namespace.Pass(err); return v }

@@ -80,8 +80,7 @@ func (s *session) startDeadline() {
 	})
 }
 
-// becomeRoot notes the caller and becomes uid 0 in all three ids, so that the caller, which had our real uid, can neither signal nor stop us. Peer credentials count only if root started us, and on our own
-// socket, since anybody may have connected to somebody's and pass it as descriptor 0 (FACTS 13). Dies of config if the setuid bit had no effect.
+// becomeRoot notes the caller, and becomes uid 0 in all ids, so that it cannot signal or stop us. Peer credentials count only if root started us on our own socket: others can be passed as descriptor 0 (FACTS 13).
 func (s *session) becomeRoot() {
 	s.callerUID, s.callerGID, s.callerPID, s.peer = uint32(os.Getuid()), uint32(os.Getgid()), os.Getppid(), -1
 	nnp, _ := unix.PrctlRetInt(unix.PR_GET_NO_NEW_PRIVS, 0, 0, 0, 0)

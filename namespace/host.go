@@ -1,5 +1,4 @@
-// Package namespace knows who a target is: the process behind a pid, its mount and user namespace and its root, each pinned by a descriptor, and how the calling thread enters a mount namespace.
-// After Pin nothing is looked up by pid or path again. Descriptors are closed by the end of the process, which serves one request.
+// Package namespace knows who a target is: process, mount and user namespace, root, each pinned by a descriptor, and how to enter a mount namespace. After Pin nothing is looked up by pid or path again.
 package namespace
 
 import (
@@ -86,7 +85,6 @@ func (h *Host) Holders(ns NS, m Mount) (found []string) {
 	return found
 }
 
-// List returns the names in a directory of procfs.
 func (h *Host) List(path string) []string {
 	fd, _ := unix.Openat(h.Proc, path, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
 	defer unix.Close(fd)

@@ -56,10 +56,7 @@ func parseMount(buf []byte) Mount {
 }
 
 // Mounted reports whether the mount with this unique id is in the namespace with this id. Only the kernel's word that it is not counts as no.
-func Mounted(id, nsID uint64) bool {
-	_, err := StatMount(id, nsID)
-	return err != unix.ENOENT
-}
+func Mounted(id, nsID uint64) bool { _, err := StatMount(id, nsID); return err != unix.ENOENT }
 
 // ListMounts returns the unique ids of at most MaxMounts mounts below the mount id, at any depth, that come after the id last, in the namespace with this id; 0 is the calling thread's.
 func ListMounts(id, last, nsID uint64) ([]uint64, error) {

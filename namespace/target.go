@@ -149,8 +149,6 @@ func (h *Host) walkTo(id uint64) (int, error) {
 }
 
 func mountNSID(fd int) (id uint64, err error) {
-	if _, _, e := unix.Syscall(unix.SYS_IOCTL, uintptr(fd), unix.NS_GET_MNTNS_ID, uintptr(unsafe.Pointer(&id))); e != 0 {
-		return 0, e
-	}
-	return id, nil
+	_, _, e := unix.Syscall(unix.SYS_IOCTL, uintptr(fd), unix.NS_GET_MNTNS_ID, uintptr(unsafe.Pointer(&id)))
+	return id, map[bool]error{true: e}[e != 0]
 }

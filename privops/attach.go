@@ -21,8 +21,7 @@ type SourceRoot struct {
 	Ours                         bool // the local driver's folder, in which nobody mounts
 }
 
-// A Source is a directory or file to attach, pinned: from here on it is only its descriptor. It is sealed: a container that writes a setuid file into the volume must not thereby have one on the host
-// (FACTS 15), so no user of the host may reach it, or its mount on the host takes the bits away.
+// A Source is a directory or file to attach, pinned by its descriptor. It is sealed: no user of the host can reach what a container writes into it, such as a setuid file, or its mount takes the bits away (FACTS 15).
 type Source struct {
 	SourceRoot        // that it lies in; but FD is its own, and Sealed says that a folder above it seals it, and so the mounts in it
 	Path       string // as asked, for messages and records

@@ -27,10 +27,8 @@ const (
 func capset(c uint64, call func(nr, a, b, c uintptr) (uintptr, uintptr, syscall.Errno)) error {
 	hdr := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
 	data := [2]unix.CapUserData{{Effective: uint32(c), Permitted: uint32(c)}, {Effective: uint32(c >> 32), Permitted: uint32(c >> 32)}}
-	if _, _, e := call(unix.SYS_CAPSET, uintptr(unsafe.Pointer(&hdr)), uintptr(unsafe.Pointer(&data[0])), 0); e != 0 {
-		return e
-	}
-	return nil
+	_, _, e := call(unix.SYS_CAPSET, uintptr(unsafe.Pointer(&hdr)), uintptr(unsafe.Pointer(&data[0])), 0)
+	return map[bool]error{true: e}[e != 0]
 }
 
 // filters hold seccomp.list, which says what they let through, and why, as struct sock_filter, compiled beforehand, since that would cost more than all else at the start. A test compiles it again.

@@ -34,8 +34,7 @@ func Unused(h *namespace.Host, ns namespace.NS, list []*wire.Recorded, keep []ui
 	}
 }
 
-// Detach unmounts a recorded mount in the namespace that the calling thread has entered, and removes what was made for it. Only the mount with the recorded id goes (T27); lazy takes what lies on it along, else that
-// is busy. One that is not there, since it never came to be or the container unmounted it itself, is nobody's error.
+// Detach unmounts in the thread's namespace only the mount with the recorded id (T27), with lazy also what lies on it, which else is busy; one that is not there is no error. Then it removes what was made for it.
 func Detach(h *namespace.Host, r *wire.Recorded, lazy bool, removal Removal) {
 	m, lost := namespace.StatMount(r.ID, 0)
 	namespace.DieIf(lost != nil && lost != unix.ENOENT, wire.Busy, "detach", "cannot find the mount at %s: %v", r.Target, lost)

@@ -209,8 +209,7 @@ func (m *Mountpoint) moveInto(outer *Mountpoint, tree int) {
 	m.judge()
 }
 
-// judge checks what exists of the path. For a volume that is a directory it is to be one, and for a single file a file. If something is to be made in it, it is on the container's root mount, its sandbox mount, or
-// a tmpfs that is mounted nowhere on the host (docs/adr/0017): any other mount is somebody else's files.
+// judge checks what exists of the path: its kind, and if something is to be made in it that it is on the container's root mount, its sandbox mount, or a tmpfs that the host has mounted nowhere (docs/adr/0017).
 func (m *Mountpoint) judge() {
 	p, here, kind, what := m.place, m.here(), uint16(unix.S_IFREG), "single file, as the volume is"
 	if m.dir || m.made < m.missing {
@@ -231,8 +230,7 @@ func (m *Mountpoint) judge() {
 	namespace.Hint("create the path in what is mounted there").DieIf(other, wire.TargetForbidden, "target", "cannot create %s in the container: %s is another mount, in which nothing is made", m.asked, absolute(here))
 }
 
-// Make makes the missing components, 0755, with the file system ids of the container's root, so that the kernel's own checks apply and there is never a moment with another owner (FACTS 3). A directory that
-// somebody else made meanwhile is used. What is made is told to made, as RootID says. Dies of target_forbidden, system.
+// Make makes the missing components, 0755, with the file system ids of the container's root: the kernel's own checks apply, and there is never another owner (FACTS 3). It uses a directory that was made meanwhile.
 func (m *Mountpoint) Make(made func(folder string)) {
 	for m.made < m.missing {
 		dir, at, next := m.dir || m.made+1 < m.missing, m.names[:len(m.here())+1], -1

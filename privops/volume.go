@@ -26,7 +26,6 @@ func (v *Volumes) Get(name string) wire.Fields {
 	return wire.Pairs("mount", v.Path+"/"+name, "name", name, "mode", strconv.FormatUint(uint64(stx.Mode)&0o7777, 8), "uid", stx.Uid, "gid", stx.Gid, "time", stx.Btime.Sec)
 }
 
-// List describes all volumes.
 func (v *Volumes) List() (list []wire.Fields) {
 	for _, name := range namespace.Must(namespace.Entries(v.FD, 1<<16))(wire.System, "volume", "cannot list %s", v.Path) {
 		list = append(list, v.Get(name))
@@ -73,8 +72,7 @@ func (v *Volumes) Remove(name string) {
 	check(cmp.Or(slices.DeleteFunc([]error{left, err}, func(e error) bool { return e == unix.ENOENT })...))
 }
 
-// purge empties and removes the directory name in dir. The tree may be deeper than there are descriptors, so only two are open at a time: what is a directory in one of the top's, and not empty, is moved up to the
-// top, which is then dir, and emptied there.
+// purge empties and removes the directory name in dir. A tree may be deeper than there are descriptors: a directory below one of the top's that is not empty is moved up to the top, then dir, and emptied there.
 func (v *Volumes) purge(dir int, name string, top bool) error {
 	fd, err := unix.Openat2(dir, name, &unix.OpenHow{Flags: unix.O_RDONLY | unix.O_DIRECTORY | unix.O_CLOEXEC, Resolve: down | unix.RESOLVE_NO_XDEV})
 	if err != nil {

@@ -106,10 +106,11 @@ func (v *values) text(key string, wrong error) string {
 }
 
 func (v *values) is(key, what string, ok bool) string {
-	if ok {
-		return v.Get(key)
+	s, there := v.Lookup(key)
+	if there && !ok {
+		v.err = cmp.Or[error](v.err, Errorf(InvalidRequest, "request", "cannot use %s=%s: it is %s", key, quote(s), what))
 	}
-	return v.text(key, Errorf(InvalidRequest, "request", "cannot use %s=%s: it is %s", key, quote(v.Get(key)), what))
+	return s
 }
 
 func (v *values) flag(key string) bool { return v.is(key, "1 or left out", v.Get(key) == "1") != "" }

@@ -30,10 +30,7 @@ func (f Fields) Lookup(key string) (string, bool) {
 	return f[i].Value, true
 }
 
-func (f Fields) Get(key string) string {
-	v, _ := f.Lookup(key)
-	return v
-}
+func (f Fields) Get(key string) string { v, _ := f.Lookup(key); return v }
 
 // Pairs makes fields of keys and values in turn. Numbers are written in decimal, true as 1 and false as 0.
 func Pairs(list ...any) (f Fields) {

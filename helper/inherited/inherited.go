@@ -1,6 +1,5 @@
-// Package inherited takes the caller's environment away before any other package can believe it. Some read it when they are initialised, which is before main: package toml asks for the local time zone, and
-// so opened the file that TZ named, as root (T02). Packages are initialised as soon as what they import is, by import path (Go specification, "Program initialization"): this one imports only syscall, so it
-// comes before time, os and all that need them. It also has the kernel map the pages of heap and stack in one call and not one by one: faults are a tenth of a run where they are dear (docs/performance.md).
+// Package inherited takes the caller's environment away before packages believe it that are initialised before main: toml opened the file that TZ named, as root (T02). It comes before them since it imports nothing that
+// they need (Go specification, "Program initialization"). It also has the kernel map the pages of heap and stack in one call: faults are a tenth of a run where they are dear (docs/performance.md).
 package inherited
 
 import "syscall"
