@@ -83,7 +83,7 @@ func NewPlace(t *namespace.Target, rules *Rules, rootfs wire.Path, host int) *Pl
 func (p *Place) UseSandbox(host int, path wire.Path) {
 	fd, err := Open(p.root, path.Components, p.target.NS.ID, false)
 	id, _, e := namespace.MountOf(fd)
-	namespace.Hint("mount it there before, or name the place with --sandbox-directory").DieIf(cmp.Or(err, e) != nil, wire.TargetMissing, "target", "cannot find the sandbox directory %s in the container: %v", path, err)
+	namespace.Hint("mount it there before, or name the place with --sandbox-directory").DieIf(cmp.Or(err, e) != nil, wire.TargetMissing, "target", "cannot find the sandbox directory %s in the container: %v", path, cmp.Or(err, e))
 	namespace.DieIf(RootID(fd) != RootID(host), wire.TargetForbidden, "target", "cannot use %s in the container as its sandbox: it is not the directory that was named", path)
 	p.sandbox, p.sandMount, p.sandboxPath = fd, id, path
 }

@@ -59,10 +59,11 @@ func DecodeRequest(data []byte) (*Request, error) {
 		return nil, Errorf(InvalidRequest, "request", "cannot do %s with %d mount=", op, len(m.Blocks))
 	}
 	absolute, below := func(p Path) bool { return p.Absolute }, func(p Path) bool { return !p.Absolute && len(p.Components) > 0 }
+	const id = "made of letters, digits, _ . - and in an id :, begins with a letter or digit, and is not too long"
 	h := &values{m.Head, keys(m.Head, append(headMust[op], "op"), headMay[op])}
-	r := &Request{Op: op, Owner: h.text("owner", CheckOwner(h.Get("owner"))), Container: h.text("container", CheckContainer(h.Get("container"))), PID: int(h.number("pid", 10, 1, 1<<22)), Start: h.number("start", 10, 1, 1<<63-1),
+	r := &Request{Op: op, Owner: h.is("owner", id, CheckOwner(h.Get("owner")) == nil), Container: h.is("container", id, CheckContainer(h.Get("container")) == nil), PID: int(h.number("pid", 10, 1, 1<<22)), Start: h.number("start", 10, 1, 1<<63-1),
 		Rootfs: h.path("rootfs", absolute), Directory: h.path("directory", absolute), Sandbox: h.path("sandbox", absolute), Lazy: h.flag("lazy"), Forget: h.flag("forget"),
-		Name: h.text("name", CheckVolumeName(h.Get("name"))), Mode: h.optional("mode", 8, 0o3777), UID: h.optional("uid", 10, 1<<32-2), GID: h.optional("gid", 10, 1<<32-2), Mounts: []Mount{}}
+		Name: h.is("name", id, CheckVolumeName(h.Get("name")) == nil), Mode: h.optional("mode", 8, 0o3777), UID: h.optional("uid", 10, 1<<32-2), GID: h.optional("gid", 10, 1<<32-2), Mounts: []Mount{}}
 	for _, fields := range m.Blocks {
 		b := &values{fields, cmp.Or(h.err, keys(fields, blockMust[op], blockMay[op]))}
 		r.Mounts = append(r.Mounts, Mount{Path: b.path("mount", func(Path) bool { return true }), Source: b.path("source", absolute), Subpath: b.path("subpath", below), NoExec: b.flag("noexec"), IDMap: b.flag("idmap"),
@@ -94,15 +95,6 @@ func keys(fields Fields, must, may []string) error {
 type values struct {
 	Fields
 	err error
-}
-
-// text takes a value of which wrong says what is wrong with it, if it is there.
-func (v *values) text(key string, wrong error) string {
-	s, there := v.Lookup(key)
-	if there {
-		v.err = cmp.Or(v.err, wrong)
-	}
-	return s
 }
 
 func (v *values) is(key, what string, ok bool) string {
