@@ -373,7 +373,7 @@ func (w *world) records(pid, n int) func() {
 	w.check(err)
 	defer ledger.Close()
 	l := &state.Ledger{Store: ledger}
-	ns, ok, err := l.Find(harness.PolicyUID, "default", "model")
+	ns, ok, err := l.Find(state.Whose{UID: harness.PolicyUID, Owner: "default", Container: "model"})
 	w.check(err)
 	if !ok {
 		w.t.Fatal("the ledger does not know the model")

@@ -71,7 +71,7 @@ func decode(data []byte) (Record, error) {
 
 // Read returns the record name. Errors: not_found, which matches fs.ErrNotExist; state_corrupt for one that cannot be trusted; system.
 func (s *Store) Read(name string) (Record, error) {
-	r, why := Record{}, errors.New("it is not a regular file of ours, of link count 1 and bounded size")
+	r, data, why := Record{}, []byte(nil), errors.New("it is not a regular file of ours, of link count 1 and bounded size")
 	ours := func(info os.FileInfo) bool {
 		st := info.Sys().(*syscall.Stat_t)
 		return info.Mode().IsRegular() && st.Uid == s.uid && st.Nlink <= 1 && st.Size <= MaxRecord // 0 links: it was replaced while it was opened
@@ -81,7 +81,6 @@ func (s *Store) Read(name string) (Record, error) {
 		f, e := s.root.OpenFile(name+ext, os.O_RDONLY|syscall.O_NONBLOCK, 0)
 		defer f.Close()
 		if info, err = f.Stat(); err == nil && ours(info) {
-			var data []byte
 			data, err = io.ReadAll(io.LimitReader(f, MaxRecord+1))
 			r, why = decode(data)
 		}
