@@ -79,11 +79,11 @@ func (s *Store) Read(name string) (Record, error) {
 	info, err := s.root.Lstat(name + ext)
 	if err == nil && ours(info) { // os.Root follows links that stay within it; another's, or a socket, may not open
 		f, e := s.root.OpenFile(name+ext, os.O_RDONLY|syscall.O_NONBLOCK, 0)
-		defer f.Close()
 		if info, err = f.Stat(); err == nil && ours(info) {
 			data, err = io.ReadAll(io.LimitReader(f, MaxRecord+1))
 			r, why = decode(data)
 		}
+		f.Close()
 		err = cmp.Or(e, err) // of no file Stat fails too
 	}
 	if errors.Is(err, os.ErrNotExist) {
@@ -155,8 +155,8 @@ func (s *Store) SweepTemporary(mine func(record string) bool) error {
 
 func (s *Store) entries() (names []string, err error) {
 	d, e := s.root.Open(".")
-	defer d.Close()
 	names, err = d.Readdirnames(-1)
+	d.Close()
 	return names, s.failed("list", ".", cmp.Or(e, err))
 }
 
