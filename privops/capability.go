@@ -52,7 +52,8 @@ func Reduce(h *namespace.Host) {
 	filter, _ := filters.ReadFile("seccomp_" + runtime.GOARCH + ".bpf") // or else the next line panics, which ends the run
 	fprog := unix.SockFprog{Len: uint16(len(filter) / unix.SizeofSockFilter), Filter: (*unix.SockFilter)(unsafe.Pointer(&filter[0]))}
 	tid, _, e := unix.RawSyscall(unix.SYS_SECCOMP, unix.SECCOMP_SET_MODE_FILTER, unix.SECCOMP_FILTER_FLAG_TSYNC, uintptr(unsafe.Pointer(&fprog))) // copies no_new_privs to every thread
-	namespace.DieIf(e != 0 || tid != 0, wire.System, "capabilities", "cannot install the system call filter on every thread: %v (%d)", e, tid)
+	check("install the system call filter", map[bool]error{true: e}[e != 0])
+	namespace.DieIf(tid != 0, wire.System, "capabilities", "cannot install the system call filter on the thread %d", tid)
 	tasks := h.List("self/task")
 	namespace.DieIf(len(tasks) == 0, wire.System, "capabilities", "cannot read back the status of the threads")
 	for _, tid := range tasks { // by its own number: names below self/task are names below ours, and cost whoever reaps us milliseconds (docs/adr/0016)

@@ -21,7 +21,7 @@ type Place struct {
 	rules                       *Rules
 	root, sandbox               int    // O_PATH descriptors of the root that paths are scoped to, and of the sandbox directory as the container sees it; -1: none
 	rootMount, sandMount, tmpfs uint64 // unique ids of their mounts; device of a tmpfs that is not mounted on the host
-	prefix                      string // of the root in the target's namespace, before the pivot
+	id, prefix                  string // RootID of the root; its path in the target's namespace, before the pivot
 	onHost                      bool   // the root is the host's
 	sandboxPath                 wire.Path
 }
@@ -58,7 +58,7 @@ func mountOn(fd int, ns uint64) (m namespace.Mount, stx unix.Statx_t, err error)
 
 // NewPlace is the target's pinned root, or, if rootfs is not empty, that of a container that has not pivoted: a mountpoint seen through that root, and the same directory as host (DESIGN section 4). Dies of target_forbidden.
 func NewPlace(t *namespace.Target, rules *Rules, rootfs wire.Path, host int) *Place {
-	p := &Place{target: t, rules: rules, root: t.Root, rootMount: t.RootMount, sandbox: -1, onHost: t.SharesHostRoot && len(rootfs.Components) == 0}
+	p := &Place{target: t, rules: rules, root: t.Root, rootMount: t.RootMount, id: RootID(t.Root), sandbox: -1, onHost: t.SharesHostRoot && len(rootfs.Components) == 0}
 	if len(rootfs.Components) == 0 {
 		return p
 	}
@@ -75,7 +75,7 @@ func NewPlace(t *namespace.Target, rules *Rules, rootfs wire.Path, host int) *Pl
 	refuse(err != nil, fmt.Sprint(err))
 	refuse(stx.Attributes&unix.STATX_ATTR_MOUNT_ROOT == 0, "it is not a mountpoint in the container's namespace")
 	refuse(inherited || m.Dev != parent.Dev || RootID(fd) != RootID(host), "it is not bound onto itself, as a runtime does for the container that it starts") // somebody else's root, or another directory
-	p.root, p.rootMount, p.prefix = fd, m.ID, rootfs.String()
+	p.root, p.rootMount, p.id, p.prefix = fd, m.ID, RootID(fd), rootfs.String()
 	return p
 }
 
@@ -107,9 +107,9 @@ func (m *Mountpoint) InSandbox() string {
 	return strings.Join(m.names[len(m.place.sandboxPath.Components):], "/")
 }
 
-// Record returns what the ledger keeps of the mountpoint. Made are those of the last components that were missing when it was resolved, and once they are made those that nobody else had made meanwhile.
+// Record returns, without asking the kernel, what the ledger keeps of the mountpoint. Made are those of the last components that were missing when it was resolved, and once they are made those that nobody else had made meanwhile.
 func (m *Mountpoint) Record() wire.Recorded {
-	return wire.Recorded{Path: m.Path(), Prefix: m.place.prefix, Root: RootID(m.place.root), Base: m.base, Made: m.missing, RootUID: m.place.target.UID, RootGID: m.place.target.GID}
+	return wire.Recorded{Path: m.Path(), Prefix: m.place.prefix, Root: m.place.id, Base: m.base, Made: m.missing, RootUID: m.place.target.UID, RootGID: m.place.target.GID}
 }
 
 // Resolve resolves path without making anything: name by name, each opened in the one before it, following no link. A link is read and its text walked from the right place, so that none leads out of the root (T16), and
@@ -223,8 +223,8 @@ func (m *Mountpoint) judge() {
 	}
 	on, err := namespace.StatMount(id, p.target.NS.ID)
 	m.fault(here, err)
-	other := id != p.rootMount && id != p.sandMount && on.Dev != p.tmpfs
-	if other && on.Type == "tmpfs" && countMounts(^uint64(0), p.target.HostNS, func(h namespace.Mount) bool { return h.Dev == on.Dev }) == 0 {
+	other := id != p.rootMount && id != p.sandMount
+	if other && on.Type == "tmpfs" && (on.Dev == p.tmpfs || countMounts(^uint64(0), p.target.HostNS, func(h namespace.Mount) bool { return h.Dev == on.Dev }) == 0) {
 		p.tmpfs, other = on.Dev, false
 	}
 	namespace.Hint("create the path in what is mounted there").DieIf(other, wire.TargetForbidden, "target", "cannot create %s in the container: %s is another mount, in which nothing is made", m.asked, absolute(here))

@@ -1,7 +1,6 @@
 package privops
 
 import (
-	"cmp"
 	"slices"
 	"strconv"
 
@@ -66,10 +65,11 @@ func (v *Volumes) Remove(name string) {
 	left := v.purge(v.FD, gone, true) // of a removal that was interrupted
 	err = unix.Renameat2(v.FD, name, v.FD, gone, unix.RENAME_NOREPLACE)
 	namespace.DieIf(err == unix.ENOENT && left == unix.ENOENT, wire.VolumeNotFound, "volume", "cannot remove the local volume %s: there is none", name)
-	if err == nil {
-		err = v.purge(v.FD, gone, true)
+	check(map[bool]error{true: left}[left != unix.ENOENT])
+	if err != unix.ENOENT {
+		check(err)
+		check(v.purge(v.FD, gone, true))
 	}
-	check(cmp.Or(slices.DeleteFunc([]error{left, err}, func(e error) bool { return e == unix.ENOENT })...))
 }
 
 // purge empties and removes the directory name in dir. A tree may be deeper than there are descriptors: a directory below one of the top's that is not empty is moved up to the top, then dir, and emptied there.
