@@ -284,7 +284,7 @@ func RemoveMade(root int, r *wire.Recorded, removal Removal) {
 		if err == nil {
 			err = removal(RootID(fd), func() error { return removeEmpty(r, dir, names[i]) })
 		}
-		unix.Close(fd)
+		unix.Close(fd) // not before: its inode number would be free for another folder, which has an entry under it
 		unix.Close(dir)
 	}
 	unix.Close(top)

@@ -84,7 +84,7 @@ func (l *Ledger) Disown(folder string, ns uint64, remove func() error) error {
 	return err
 }
 
-// LockName waits for the lock of a name, however long; LockNS for that of a namespace's record, LockEntry for that of a container's entry. Whoever locks both locks the entry first.
+// LockName waits for the lock of a name, however long; LockNS for that of a namespace's record, LockEntry for that of a container's entry. The order is: a container's entry, the record, a folder's entry.
 func (l *Ledger) LockName(n string) (*Lock, error)  { return l.Lock(context.Background(), Key(n)) }
 func (l *Ledger) LockNS(ns uint64) (*Lock, error)   { return l.LockName(recordName(ns)) }
 func (l *Ledger) LockEntry(of Whose) (*Lock, error) { return l.LockName(of.entry()) }
@@ -145,17 +145,20 @@ func (l *Ledger) Namespaces() (ids []uint64, err error) {
 	return ids, err
 }
 
-// SweepIndex removes the entries of which the record of the namespace that they name knows nothing; under both locks, since an attach writes the entry first. What is locked until ctx ends is left for another time.
+// SweepIndex removes the entries of which the record of the namespace that they name knows nothing; under its lock, and first a container's, as an attach writes the entry first. What is locked until ctx ends stays.
 func (l *Ledger) SweepIndex(ctx context.Context) {
 	entries, _ := l.entries()
 	for _, e := range entries {
 		text, _ := l.root.Readlink(e)
 		if ns, err := strconv.ParseUint(text, 10, 64); err == nil {
-			own, e1 := l.Lock(ctx, Key(e))
+			own, e1, container := &Lock{}, error(nil), strings.HasPrefix(e, "by+")
+			if container { // a folder's is locked after the record's, by those who remove it
+				own, e1 = l.Lock(ctx, Key(e))
+			}
 			lock, e2 := l.Lock(ctx, Key(recordName(ns)))
 			now, _ := l.root.Readlink(e)
 			record, e3 := l.ReadNS(ns)
-			if errors.Join(e1, e2, e3) == nil && now == text && !slices.ContainsFunc(record.Mounts, func(m LedgerMount) bool { return !strings.HasPrefix(e, "by+") || e == m.Whose.entry() }) {
+			if errors.Join(e1, e2, e3) == nil && now == text && !slices.ContainsFunc(record.Mounts, func(m LedgerMount) bool { return !container || e == m.Whose.entry() }) {
 				l.root.Remove(e)
 			}
 			lock.Unlock()

@@ -8,8 +8,10 @@ import (
 	"os"
 	"path/filepath"
 	"reflect"
+	"regexp"
 	"slices"
 	"strings"
+	"syscall"
 	"testing"
 
 	"github.com/bindgate/bindgate/wire"
@@ -246,6 +248,30 @@ func TestFolderIsRemovedOrShared(t *testing.T) {
 	if left := names(t, dir); len(left) != 1 || count != 3 {
 		t.Errorf("left: %q", left)
 	}
+}
+
+// Who removes a folder has its namespace's lock, and does not wait for a sweep that waits for that.
+func TestSweepIndexHoldsNoFolderWhileItWaits(t *testing.T) {
+	dir := t.TempDir()
+	l := ledger(t, dir)
+	must(t, l.WriteNS(&LedgerRecord{NS: 7, Mounts: []LedgerMount{mount(1, "o", "c", "/a")}}))
+	must(t, l.Own("1:1", 7))
+	lock, err := l.LockNS(7)
+	must(t, err)
+	swept := make(chan bool)
+	go func() { ledger(t, dir).SweepIndex(t.Context()); close(swept) }()
+	info, err := os.Stat(filepath.Join(dir, lockFile))
+	must(t, err)
+	for waits := regexp.MustCompile(fmt.Sprintf(`(?m)-> OFDLCK .*:%d [0-9]`, info.Sys().(*syscall.Stat_t).Ino)); ; { // proc_locks(5)
+		locks, err := os.ReadFile("/proc/locks")
+		must(t, err)
+		if waits.Match(locks) {
+			break
+		}
+	}
+	must(t, l.Disown("1:1", 7, func() error { return nil })) // waits for ever, if the sweep has the folder's lock
+	lock.Unlock()
+	<-swept
 }
 
 func TestNamespacesAreOnlyNumbersInTheirOneForm(t *testing.T) {
