@@ -366,7 +366,7 @@ func callerLedger(t *testing.T, h *harness.Host) (names []string) {
 	for _, e := range entries {
 		name := e.Name()
 		switch {
-		case strings.HasPrefix(name, "at+"), strings.HasPrefix(name, "sh+"), strings.HasPrefix(name, "go+"):
+		case strings.HasPrefix(name, "at+"), strings.HasPrefix(name, "sh+"):
 			claims++
 			continue
 		case name == ".lock" || strings.HasPrefix(name, "by+"):
