@@ -136,7 +136,7 @@ func (s *session) sweep(r *wire.Request) (gone []wire.Fields) {
 			}
 		}))
 	}
-	s.ledger.SweepIndex(ctx)
+	s.ledger.SweepIndex(ctx, namespace.Mounted)
 	s.ledger.SweepTemporary(func(string) bool { return true })
 	namespace.Pass(failed)
 	return gone

@@ -9,6 +9,7 @@ import (
 	"os"
 	"runtime"
 	"sync/atomic"
+	"time"
 
 	"github.com/bindgate/bindgate/conf"
 	"github.com/bindgate/bindgate/namespace"
@@ -24,6 +25,7 @@ type session struct {
 	callerUID, callerGID uint32 // of who started us, or of who is at the other end of our own socket
 	callerPID, peer      int    // peer is a pidfd of who is at the other end; our parent needs none
 	callerExe            string
+	started              time.Time
 	host                 *namespace.Host
 	config               *conf.Helper
 	ledger               *state.Ledger
@@ -35,7 +37,7 @@ type session struct {
 }
 
 func main() {
-	s, blocks := &session{log: -1}, []wire.Fields(nil)
+	s, blocks := &session{started: time.Now(), log: -1}, []wire.Fields(nil)
 	err := namespace.Try(func() {
 		startClean()                                     // 1: arguments, environment, signals, timers, limits, descriptors, umask, working directory
 		s.becomeRoot()                                   // 2: who calls; uid 0 in all three ids; not dumpable

@@ -24,8 +24,6 @@ import (
 // How long the request may take to arrive, a sweep may wait for locks, and all may take: less than the policy process waits. The last is the kernel's own deadline, for what the others cannot interrupt.
 const readDeadline, lockDeadline, runDeadline, killDeadline = 10 * time.Second, 10 * time.Second, 25 * time.Second, 28 * time.Second
 
-var started = time.Now()
-
 // startClean takes back what the caller chose (T02 to T05). Dies of usage, system.
 func startClean() {
 	// Raw, since package signal ignores all of them only with a thread that listens. What the runtime needs stays: faults, SIGURG, which is ignored by default, and 33, for a system call on all threads.
@@ -70,7 +68,7 @@ func startClean() {
 
 // startDeadline ends the run when it takes too long. What came before has a deadline of its own or asks no filesystem of the caller's; a timer has a thread, which each call on all threads would stop.
 func (s *session) startDeadline() {
-	time.AfterFunc(time.Until(started.Add(runDeadline)), func() { // like a crash at this instruction: what is recorded is finished or undone by the next sweep
+	time.AfterFunc(time.Until(s.started.Add(runDeadline)), func() { // like a crash at this instruction: what is recorded is finished or undone by the next sweep
 		runtime.LockOSThread()
 		privops.Relinquish() // this is another thread than the one that works
 		if s.finished.Load() {

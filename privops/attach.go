@@ -272,7 +272,5 @@ func countMounts(id, ns uint64, is func(namespace.Mount) bool) (count int) {
 	return count
 }
 
-const nosuidNodev = unix.MOUNT_ATTR_NOSUID | unix.MOUNT_ATTR_NODEV
-
 func strips(m namespace.Mount) bool { return m.Attr&nosuidNodev == nosuidNodev }
 func isFUSE(t string) bool          { return t == "fuse" || t == "fuseblk" || strings.HasPrefix(t, "fuse.") }

@@ -27,6 +27,7 @@ type Place struct {
 }
 
 const down = unix.RESOLVE_BENEATH | unix.RESOLVE_NO_SYMLINKS | unix.RESOLVE_NO_MAGICLINKS // how openat2 takes a step: to what lies below, and never over a link
+const nosuidNodev = unix.MOUNT_ATTR_NOSUID | unix.MOUNT_ATTR_NODEV                        // what takes setuid bits and device nodes away
 const maxLinks, maxMissing = 40, 32                                                       // the kernel's limit of symlinks in one resolution (path_resolution(7)); of components made: each has an entry in the ledger, paths room for 2,047
 
 // Open opens names beneath the directory dir, as a handle only. It goes name by name, follows no link, and asks each mount that it comes to for its type before it looks anything up in it: a FUSE server is

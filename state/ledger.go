@@ -45,24 +45,26 @@ func (m *LedgerMount) Inherit(from *LedgerMount) {
 }
 
 // A folder that was made for a mount has an entry by its privops.RootID, since containers see it under several names: the namespace of the text is to remove it, or nobody: another mounted on it too.
-const owned, shared = "at+", "sh+" // who removes the folder, or renames the first to the second, holds the lock of the first
+const owned, shared, going = "at+", "sh+", "go+" // or it is being removed. Who removes the folder, or renames the entry to shared, holds the lock of owned
 
 // Own notes that folder was made for a mount of ns.
 func (l *Ledger) Own(folder string, ns uint64) error {
-	l.root.Remove(owned + folder) // of another one, which had its inode number
-	l.root.Remove(shared + folder)
+	for _, was := range []string{owned, shared, going} { // of another one, which had its inode number
+		l.root.Remove(was + folder)
+	}
 	return l.sync("create", owned+folder, l.root.Symlink(recordName(ns), owned+folder))
 }
 
 // Share notes that something of ns is about to be mounted on folder, which the kernel would take away with it. Error: busy, if that is under way.
 func (l *Ledger) Share(folder string, ns uint64) error {
-	if now, err := l.root.Readlink(owned + folder); err != nil || now == recordName(ns) {
-		return nil
-	}
-	lock, err := l.Lock(NoWait, Key(owned+folder))
-	defer lock.Unlock()
-	if err != nil || l.root.Rename(owned+folder, shared+folder) != nil { // or it is gone by now
-		return wire.Errorf(wire.Busy, "ledger", "cannot attach: what was made there for another container is being removed").WithHint("try again")
+	for _, was := range []string{owned, going} { // the second if a crash cut its removal off
+		if now, err := l.root.Readlink(was + folder); err == nil && now != recordName(ns) {
+			lock, err := l.Lock(NoWait, Key(owned+folder))
+			defer lock.Unlock()
+			if err != nil || l.root.Rename(was+folder, shared+folder) != nil { // or it is gone by now
+				return wire.Errorf(wire.Busy, "ledger", "cannot attach: what was made there for another container is being removed").WithHint("try again")
+			}
+		}
 	}
 	return nil
 }
@@ -72,16 +74,18 @@ func (l *Ledger) Disown(folder string, ns uint64, remove func() error) error {
 	lock, locked := l.LockName(owned + folder)
 	defer lock.Unlock()
 	now, err := l.root.Readlink(owned + folder)
-	if locked != nil {
-		return locked
+	if failed := errors.Join(locked, l.failed("read", owned+folder, gone(err))); failed != nil {
+		return failed
 	} else if _, nobodys := l.root.Lstat(shared + folder); nobodys == nil || err == nil && now != recordName(ns) {
 		return fs.ErrExist
-	} else if gone(err) != nil {
-		return l.failed("read", owned+folder, err)
-	} else if err = remove(); err == nil {
-		l.root.Remove(owned + folder)
 	}
-	return err
+	l.root.Rename(owned+folder, going+folder)
+	if err = remove(); err != nil {
+		l.root.Rename(going+folder, owned+folder)
+		return err
+	}
+	l.root.Remove(going + folder)
+	return nil
 }
 
 // LockName waits for the lock of a name, however long; LockNS for that of a namespace's record, LockEntry for that of a container's entry. The order is: a container's entry, the record, a folder's entry.
@@ -146,7 +150,7 @@ func (l *Ledger) Namespaces() (ids []uint64, err error) {
 }
 
 // SweepIndex removes the entries of which the record of the namespace that they name knows nothing; under its lock, and first a container's, as an attach writes the entry first. What is locked until ctx ends stays.
-func (l *Ledger) SweepIndex(ctx context.Context) {
+func (l *Ledger) SweepIndex(ctx context.Context, mounted func(id, ns uint64) bool) { // of a removal that a crash cut off nothing is left to do once all that is on record is mounted
 	entries, _ := l.entries()
 	for _, e := range entries {
 		text, _ := l.root.Readlink(e)
@@ -158,7 +162,9 @@ func (l *Ledger) SweepIndex(ctx context.Context) {
 			lock, e2 := l.Lock(ctx, Key(recordName(ns)))
 			now, _ := l.root.Readlink(e)
 			record, e3 := l.ReadNS(ns)
-			if errors.Join(e1, e2, e3) == nil && now == text && !slices.ContainsFunc(record.Mounts, func(m LedgerMount) bool { return !container || e == m.Whose.entry() }) {
+			if errors.Join(e1, e2, e3) == nil && now == text && !slices.ContainsFunc(record.Mounts, func(m LedgerMount) bool {
+				return !container && (!strings.HasPrefix(e, going) || !mounted(m.ID, ns)) || e == m.Whose.entry()
+			}) {
 				l.root.Remove(e)
 			}
 			lock.Unlock()

@@ -197,8 +197,13 @@ func TestSweepIndexKeepsWhatHasARecord(t *testing.T) {
 		must(t, l.Own("2"+folder, ns))
 		must(t, l.Share("2"+folder, 77))
 	}
-	l.SweepIndex(t.Context())
-	for name, want := range map[string]bool{owned + "1:1": true, owned + "1:2": false, owned + "1:3": true, shared + "21:1": true, shared + "21:2": false, shared + "21:3": true} {
+	for folder, ns := range map[string]uint64{"31:1": 7, "31:2": 8, "31:3": 10} { // a crash while it was removed
+		must(t, l.Own(folder, ns))
+		must(t, os.Rename(filepath.Join(dir, owned+folder), filepath.Join(dir, going+folder)))
+	}
+	l.SweepIndex(t.Context(), func(id, ns uint64) bool { return id != half.ID })
+	for name, want := range map[string]bool{owned + "1:1": true, owned + "1:2": false, owned + "1:3": true, shared + "21:1": true, shared + "21:2": false, shared + "21:3": true,
+		going + "31:1": false, going + "31:2": false, going + "31:3": true} {
 		if _, err := os.Lstat(filepath.Join(dir, name)); (err == nil) != want {
 			t.Errorf("%s: %v", name, err)
 		}
@@ -244,6 +249,14 @@ func TestFolderIsRemovedOrShared(t *testing.T) {
 		t.Errorf("what another namespace uses is removed: %v", err)
 	}
 	must(t, l.Own("1:1", 9))
+	must(t, os.Rename(filepath.Join(dir, owned+"1:1"), filepath.Join(dir, going+"1:1"))) // a crash cut the removal off
+	must(t, l.Share("1:1", 9))
+	must(t, l.Share("1:1", 8))
+	if err := l.Disown("1:1", 9, remove(nil)); !errors.Is(err, fs.ErrExist) || count != 2 {
+		t.Errorf("what another namespace uses since the crash is removed: %v", err)
+	}
+	must(t, l.Own("1:1", 9))
+	must(t, os.Rename(filepath.Join(dir, owned+"1:1"), filepath.Join(dir, going+"1:1")))
 	must(t, l.Disown("1:1", 9, remove(nil)))
 	if left := names(t, dir); len(left) != 1 || count != 3 {
 		t.Errorf("left: %q", left)
@@ -259,7 +272,7 @@ func TestSweepIndexHoldsNoFolderWhileItWaits(t *testing.T) {
 	lock, err := l.LockNS(7)
 	must(t, err)
 	swept := make(chan bool)
-	go func() { ledger(t, dir).SweepIndex(t.Context()); close(swept) }()
+	go func() { ledger(t, dir).SweepIndex(t.Context(), func(id, ns uint64) bool { return true }); close(swept) }()
 	info, err := os.Stat(filepath.Join(dir, lockFile))
 	must(t, err)
 	for waits := regexp.MustCompile(fmt.Sprintf(`(?m)-> OFDLCK .*:%d [0-9]`, info.Sys().(*syscall.Stat_t).Ino)); ; { // proc_locks(5)

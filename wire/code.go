@@ -9,8 +9,7 @@ import (
 // A Code names a class of failure, for programs. Everything that bindgate and its helper may say no with is here; docs/troubleshooting.md says what each means and what to do.
 type Code string
 
-// Each line is a class of them, with an exit status of its own.
-const (
+const ( // each line is a class of them, with an exit status of its own
 	Usage                                                                                     Code = "usage"
 	InvalidRequest, DuplicateVolume, TargetMissing, NotFound, Conflict                        Code = "invalid_request", "duplicate_volume", "target_missing", "not_found", "conflict"
 	NoInput                                                                                   Code = "no_input"
