@@ -44,8 +44,8 @@ func (m *LedgerMount) Inherit(from *LedgerMount) {
 	}
 }
 
-// A folder that was made for a mount has an entry by its privops.RootID, since containers see it under several names: the namespace of the text is to remove it, or nobody: another mounted on it too.
-const owned, shared, going = "at+", "sh+", "go+" // or it is being removed. Who removes the folder, or renames the entry to shared, holds the lock of owned
+// A folder that was made for a mount has an entry under its privops.RootID, since containers see it under several names. By its prefix the namespace in its text is to remove it, or nobody, or it is being removed.
+const owned, shared, going = "at+", "sh+", "go+" // who removes the folder, or renames the entry to shared since another namespace mounts on it, holds the lock of owned
 
 // Own notes that folder was made for a mount of ns.
 func (l *Ledger) Own(folder string, ns uint64) error {
