@@ -167,8 +167,7 @@ func Load(path string, v any) error {
 	return Parse(path, data, v)
 }
 
-// Parse is Load without the file.
-func Parse(name string, data []byte, v any) error {
+func Parse(name string, data []byte, v any) error { // is Load without the file
 	md, err := toml.Decode(string(data), v)
 	if err != nil {
 		return wire.Errorf(wire.Config, "config", "cannot read %s: %s", name, strings.SplitN(err.Error(), "\n", 2)[0])
@@ -178,7 +177,6 @@ func Parse(name string, data []byte, v any) error {
 	return nil
 }
 
-// Bad refuses a value, as wire.Config.
-func Bad(key string, value any, want string) error {
+func Bad(key string, value any, want string) error { // refuses a value, as wire.Config
 	return wire.Errorf(wire.Config, "config", "cannot use %s = %v: it must be %s", key, value, want)
 }

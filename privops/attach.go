@@ -13,8 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// A SourceRoot is one allowed folder of helper.toml, opened.
-type SourceRoot struct {
+type SourceRoot struct { // one allowed folder of helper.toml, opened
 	FD                           int  // O_PATH
 	Sealed                       bool // a folder above it is root's and lets nobody else through
 	RequireMountpoint, AllowFUSE bool // what helper.toml says
@@ -241,8 +240,7 @@ func (a *Attachment) Attach(allowShared bool) {
 	namespace.DieIf(err != nil || now.Parent != on.ID, wire.TargetForbidden, "attach", "cannot attach at %s: the container mounted something there meanwhile", path)
 }
 
-// Release closes what would keep the attached volume busy while the caller takes its time to read the reply.
-func (a *Attachment) Release() { unix.Close(a.tree); unix.Close(a.Point.fd) }
+func (a *Attachment) Release() { unix.Close(a.tree); unix.Close(a.Point.fd) } // what would keep the volume busy while the caller takes its time to read the reply
 
 // Undo takes an attachment back: the mount first, then what was made for it. It writes nothing and so cannot fail for want of space.
 func (a *Attachment) Undo(h *namespace.Host, removal Removal) {

@@ -87,5 +87,4 @@ func Confine(op string, less uint64) {
 	namespace.DieIf(err != nil || uint64(now[0].Permitted)|uint64(now[1].Permitted)<<32 != c, wire.Internal, "capabilities", "cannot go on with privilege: the thread kept what %s does not need", op)
 }
 
-// Relinquish drops every capability of the calling thread. It is the last step.
-func Relinquish() { capset(0, syscall.RawSyscall) }
+func Relinquish() { capset(0, syscall.RawSyscall) } // drops every capability of the calling thread: the last step

@@ -15,8 +15,7 @@ import (
 // A Ledger is the helper's memory: for each mount namespace a record, named by its 64-bit id, written before an attach and not after (docs/adr/0005); for each container and folder made a symlink to it.
 type Ledger struct{ *Store }
 
-// A LedgerRecord is all that is attached in one mount namespace: its 64-bit id, its inode number, to open it by handle, and its mounts.
-type LedgerRecord struct {
+type LedgerRecord struct { // all that is attached in one mount namespace: its 64-bit id, its inode number, to open it by handle, and its mounts
 	NS, Inode uint64
 	Mounts    []LedgerMount
 }
@@ -47,8 +46,7 @@ func (m *LedgerMount) Inherit(from *LedgerMount) {
 // A folder that was made for a mount has an entry under its privops.RootID, since containers see it under several names. By its prefix the namespace in its text is to remove it, or nobody, or it is being removed.
 const owned, shared, going = "at+", "sh+", "go+" // who removes the folder, or renames the entry to shared since another namespace mounts on it, holds the lock of owned
 
-// Own notes that folder was made for a mount of ns.
-func (l *Ledger) Own(folder string, ns uint64) error {
+func (l *Ledger) Own(folder string, ns uint64) error { // notes that folder was made for a mount of ns
 	for _, was := range []string{owned, shared, going} { // of another one, which had its inode number
 		l.root.Remove(was + folder)
 	}

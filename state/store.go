@@ -101,7 +101,14 @@ func (s *Store) Write(name string, payload []byte) error {
 	if len(payload) > MaxRecord-1024 { // the first line is shorter
 		return wire.Errorf(wire.LimitExceeded, "state", "cannot write the record %s/%s: it would be over %d bytes", s.dir, name, MaxRecord)
 	}
-	return s.sync("write", name, renameio.WriteFile(name+ext, encode(s.boot, payload), 0o600, renameio.WithRoot(s.root)))
+	f, err := renameio.NewPendingFile(name+ext, renameio.WithRoot(s.root), renameio.WithPermissions(0o600)) // WriteFile would leave it behind where a stat fails, and keep the mode of the old one
+	if err == nil {
+		defer f.Cleanup()
+		if _, err = f.Write(encode(s.boot, payload)); err == nil {
+			err = f.CloseAtomicallyReplace()
+		}
+	}
+	return s.sync("write", name, err)
 }
 
 // Remove removes the record name; one that is not there is no error.
