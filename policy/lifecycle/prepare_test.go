@@ -450,21 +450,53 @@ func TestInterruptUndoesWhatIsUnderWay(t *testing.T) {
 	w.empty(t)
 }
 
+// deadline is a context whose deadline is set by begin: nothing that comes before has to be quick.
+type deadline struct {
+	context.Context
+	end         time.Time
+	set, passed chan struct{}
+}
+
+func (d *deadline) begin(in time.Duration) {
+	d.end = time.Now().Add(in)
+	close(d.set)
+	time.AfterFunc(in, func() { close(d.passed) })
+}
+
+func (d *deadline) Deadline() (time.Time, bool) {
+	select {
+	case <-d.set:
+		return d.end, true
+	default:
+		return time.Time{}, false
+	}
+}
+
+func (d *deadline) Done() <-chan struct{} { return d.passed }
+
+func (d *deadline) Err() error {
+	select {
+	case <-d.passed:
+		return context.DeadlineExceeded
+	default:
+		return nil
+	}
+}
+
 // Who waits no longer is not kept waiting by what is undone: a driver that does not answer has its volume pending.
 func TestUndoEndsWithWhoeverWaitsForIt(t *testing.T) {
-	for name, limit := range map[string]func(context.Context) (context.Context, context.CancelFunc){
-		"interrupted": context.WithCancel,
-		"--timeout": func(ctx context.Context) (context.Context, context.CancelFunc) {
-			return context.WithTimeout(ctx, time.Second)
-		},
-	} {
+	for _, name := range []string{"interrupted", "--timeout"} {
 		t.Run(name, func(t *testing.T) {
 			w := newWorld(t)
 			w.create(t, "stuck", "bad")
 			iso := w.open(t, "")
 			iso.grace = time.Millisecond
-			ctx, cancel := limit(t.Context())
+			ctx, cancel := context.WithCancel(t.Context())
 			defer cancel()
+			end := &deadline{Context: ctx, set: make(chan struct{}), passed: make(chan struct{})}
+			if name == "--timeout" {
+				ctx = end
+			}
 			mounted, release := make(chan struct{}), make(chan struct{})
 			w.on("", func(call string) error {
 				switch {
@@ -472,6 +504,8 @@ func TestUndoEndsWithWhoeverWaitsForIt(t *testing.T) {
 					<-mounted
 					if name == "interrupted" {
 						cancel()
+					} else {
+						end.begin(time.Second)
 					}
 					return wire.Errorf(wire.DriverError, "mount", "cannot mount: no").Because(driver.ErrRefused)
 				case strings.HasPrefix(call, "unmount"):
@@ -501,11 +535,14 @@ func TestUndoEndsWithWhoeverWaitsForIt(t *testing.T) {
 
 func TestMountThatDoesNotAnswerIsGivenUpWithWhatItWas(t *testing.T) {
 	w := newWorld(t)
-	w.create(t, "a", "b")
-	w.policy.Drivers["fake"] = config.Driver{Timeouts: config.DriverTimeouts{Mount: 50 * time.Millisecond}}
+	w.create(t, "b")
+	if err := (&fakeDriver{w, "late"}).Create(t.Context(), "a", nil); err != nil {
+		t.Fatal(err)
+	}
+	w.policy.Drivers["late"] = config.Driver{Timeouts: config.DriverTimeouts{Mount: 50 * time.Millisecond}} // the other one has the time that it takes
 	iso := w.open(t, "")
-	_, release := w.hang("mount fake/a")
-	e := want(t, second(iso.Prepare(t.Context(), request(t, "web", "a:/a", "b:/b"))), wire.Timeout, "mount volume fake/a", "did not answer within")
+	_, release := w.hang("mount late/a")
+	e := want(t, second(iso.Prepare(t.Context(), request(t, "web", "late//a:/a", "b:/b"))), wire.Timeout, "mount volume late/a", "did not answer within")
 	if len(e.Causes) != 1 || e.Causes[0].Stage != "mount" || len(e.Left) != 1 || len(e.Undone) != 1 || e.Undone[0].Name != "b" {
 		t.Errorf("%+v", e)
 	}
@@ -517,7 +554,7 @@ func TestMountThatDoesNotAnswerIsGivenUpWithWhatItWas(t *testing.T) {
 	unmounted := make(chan string, 1)
 	w.mu.Lock()
 	w.after = func(call string) error {
-		if strings.HasPrefix(call, "unmount fake/a") {
+		if strings.HasPrefix(call, "unmount late/a") {
 			unmounted <- call
 		}
 		return nil
@@ -526,13 +563,13 @@ func TestMountThatDoesNotAnswerIsGivenUpWithWhatItWas(t *testing.T) {
 	release()
 	select {
 	case call := <-unmounted:
-		if id := strings.Fields(w.calls("mount fake/a")[0])[2]; call != "unmount fake/a "+id {
+		if id := strings.Fields(w.calls("mount late/a")[0])[2]; call != "unmount late/a "+id {
 			t.Errorf("%s, mounted as %s", call, id)
 		}
 	case <-patience(t).Done():
 		t.Fatal("it was not unmounted")
 	}
-	unlock, err := iso.lockVolume(t.Context(), volumeID{"fake", "a"}) // until it is journalled
+	unlock, err := iso.lockVolume(t.Context(), volumeID{"late", "a"}) // until it is journalled
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -582,6 +619,9 @@ func TestMountThatCompletesAfterTheDriverDeniedItIsUnmounted(t *testing.T) {
 		want(t, second(first.Prepare(t.Context(), request(t, "web", "a:/a"))), wire.Timeout)
 		first.Close() // the process ends
 		<-begun
+		patient := *w.policy // what comes then has the time that it takes
+		patient.Drivers = map[string]config.Driver{"fake": {Timeouts: config.DriverTimeouts{Unmount: time.Hour}}}
+		w.policy = &patient
 		id = strings.Fields(w.calls("mount fake/a")[0])[2]
 		doubted(t, second(w.open(t, "").Recover(t.Context(), RecoverOptions{})))
 		w.mu.Lock()
@@ -643,18 +683,29 @@ func TestMountThatCompletesAfterTheDriverDeniedItIsUnmounted(t *testing.T) {
 }
 
 func TestDeadlinesNameTheirStage(t *testing.T) {
-	for stage, prefix := range map[string]string{"get": "get", "create": "create"} {
+	for _, stage := range []string{"get", "create"} {
 		w := newWorld(t)
-		w.policy.Timeouts.Call = 50 * time.Millisecond
 		iso := w.open(t, "")
-		_, release := w.hang(prefix)
+		free := make(chan struct{})
+		limit := func() { w.policy.Timeouts.Call = 50 * time.Millisecond }
+		if stage == "get" {
+			limit()
+		}
+		w.on("", func(call string) error {
+			if strings.HasPrefix(call, stage) {
+				<-free
+			} else {
+				limit() // of the next call: this one has the time that it takes
+			}
+			return nil
+		})
 		e := want(t, second(iso.Prepare(t.Context(), request(t, "web", "a:/a"))), wire.Timeout, "fake/a", "did not answer within")
 		if e.Stage != stage {
 			t.Errorf("stage %s, want %s", e.Stage, stage)
 		}
-		release()
+		close(free)
 		w.off()
-		if slices.Contains(w.calls(), "mount") {
+		if len(w.calls("mount")) > 0 {
 			t.Error(w.calls())
 		}
 	}
