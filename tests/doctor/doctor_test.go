@@ -217,7 +217,8 @@ func TestMendedDenials(t *testing.T) {
 		stamp := func() string {
 			var st unix.Stat_t
 			must(t, unix.Stat(h.HelperPath(), &st))
-			return fmt.Sprintf("%d.%03d", st.Ctim.Sec, st.Ctim.Nsec/1e6+1)
+			next := st.Ctim.Nano()/1e6 + 1 // ms
+			return fmt.Sprintf("%d.%03d", next/1000, next%1000)
 		}
 		line := "audit: type=1400 audit(" + stamp() + ":3): apparmor=\"DENIED\" operation=\"mount\" comm=\"bindgate-helper\"\n"
 		h.WriteFile(h.Path("tmp/kmsg"), "6,1,2,-;"+line+"6,2,2,-;"+line, 0o644)
