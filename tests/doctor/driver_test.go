@@ -95,7 +95,7 @@ func TestDrivers(t *testing.T) {
 					}
 				}
 				// One that no rule allows to anybody may be as broken as it likes.
-				h.PolicyTOML(harness.DefaultPolicyTOML + "[[rule]]\ndriver = \"local\"\naction = \"allow\"\n[timeouts]\ncall = \"1s\"\n")
+				h.PolicyTOML(harness.DefaultPolicyTOML + "[[rule]]\ndriver = \"local\"\naction = \"allow\"\n[timeouts]\ncall = \"1s\"\n[driver.local.timeouts]\ncall = \"1m\"\n")
 				rep, r := doctor(t, h, root)
 				r.OK(t)
 				if found := rep.find("driver.rexray"); x.name != "not there" && (len(found) != 1 || found[0].State != "warning") {

@@ -64,13 +64,16 @@ func TestLeaks(t *testing.T) {
 		}, check: "leak.record", code: "state_corrupt", exit: 78, says: []string{"cannot trust the record"}, mends: true},
 		{name: "a prepare was cut off", do: func(t *testing.T, h *harness.Host, p *harness.Plugin, _ *harness.Container) {
 			// Killed while the driver mounts, which it does all the same.
-			slow := h.Plugin("slow", "-bind", "-delay", "Mount:s=300ms")
+			fifo := h.Path("tmp", "fifo")
+			must(t, unix.Mkfifo(fifo, 0o600))
+			slow := h.Plugin("slow", "-bind", "-hold", "Mount:s="+fifo)
 			cmd := h.Command(policy, h.Bindgate(), "prepare", "--container", "cut", "--driver", "slow", "-v", "s:/s")
 			must(t, cmd.Start())
 			for len(slow.Calls("Mount")) == 0 { // its log is there once it was asked
 			}
 			must(t, cmd.Process.Signal(syscall.SIGKILL))
 			cmd.Wait()
+			h.WriteFile(fifo, "go on", 0o600)
 			for mounted := false; !mounted; {
 				mounted = strings.Contains(strings.Join(h.Mountinfo(), "\n"), slow.Root+"/mnt/s ")
 			}
