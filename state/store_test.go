@@ -396,7 +396,7 @@ func TestStoreLeaksNoDescriptor(t *testing.T) {
 		must(t, err)
 		lock.Unlock()
 	}
-	if n := len(names(t, "/proc/self/fd")); n != before {
+	if n := len(names(t, "/proc/self/fd")); n > before { // fewer if what another test gave up has ended meanwhile
 		t.Errorf("%d descriptors, %d before", n, before)
 	}
 }
