@@ -326,7 +326,7 @@ func (s *soak) stop(slot int) {
 // awaitNamespace waits until a process has entered the mount namespace of another: nsenter does so before it runs what it was told.
 func (s *soak) awaitNamespace(pid, other int) {
 	want, _ := os.Readlink(fmt.Sprintf("/proc/%d/ns/mnt", other))
-	for end := time.Now().Add(10 * time.Second); time.Now().Before(end); time.Sleep(time.Millisecond) {
+	for end := time.Now().Add(time.Minute); time.Now().Before(end); time.Sleep(time.Millisecond) {
 		if ns, _ := os.Readlink(fmt.Sprintf("/proc/%d/ns/mnt", pid)); ns == want {
 			return
 		}
