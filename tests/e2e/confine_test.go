@@ -24,7 +24,11 @@ func TestPolicyProcessIsConfined(t *testing.T) {
 		for _, transport := range []string{"exec", "socket"} {
 			nnp := map[string]string{"exec": "0", "socket": "1"}[transport]
 			h.PolicyTOML(harness.DefaultPolicyTOML + "[helper]\ntransport = \"" + transport + "\"\nsocket = \"" + socket + "\"\n[[rule]]\naction = \"allow\"\n")
-			p := h.Plugin("slow-"+transport, "-delay", "Mount:v=1s")
+			fifo := h.Path("tmp", "fifo-"+transport)
+			if err := unix.Mkfifo(fifo, 0o600); err != nil {
+				t.Fatal(err)
+			}
+			p := h.Plugin("slow-"+transport, "-hold", "Mount:v="+fifo)
 			n := 0
 			for _, user := range []harness.User{policy, {}} { // root, whose capabilities go with the uid
 				cmd := h.Command(user, h.Bindgate(), "volume", "mount", "--driver", p.Name, "v")
@@ -37,6 +41,7 @@ func TestPolicyProcessIsConfined(t *testing.T) {
 				n++
 				awaitCall(t, h, p, "Mount", n)
 				status := threads(t, cmd.Process.Pid)
+				h.WriteFile(fifo, "go on", 0o600)
 				for _, line := range []string{"CapInh:\t0000000000000000", "CapPrm:\t0000000000000000", "CapEff:\t0000000000000000", "CapAmb:\t0000000000000000",
 					"NoNewPrivs:\t" + nnp, fmt.Sprintf("Uid:\t%[1]d\t%[1]d\t%[1]d\t%[1]d", harness.PolicyUID)} {
 					if n := strings.Count(status, line+"\n"); n != strings.Count(status, "Name:\t") {

@@ -262,7 +262,11 @@ func TestDvdcliInTrouble(t *testing.T) {
 	harness.Run(t, func(h *harness.Host) {
 		h.AllowAll()
 		rules := h.ReadFile(h.Path("etc/bindgate/policy.toml"))
-		p := h.Plugin("plugin", "-bind", "-fail", "Mount:broken=no medium", "-delay", "Mount:late=2s")
+		fifo := h.Path("tmp", "fifo")
+		if err := unix.Mkfifo(fifo, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		p := h.Plugin("plugin", "-bind", "-fail", "Mount:broken=no medium", "-hold", "Mount:late="+fifo)
 		fails(t, dvdcli(h, "mount", "plugin/broken"), "the driver says: no medium")
 		dvdcli(h, "unmount", "plugin/broken").OK(t)
 		if n := len(p.Calls("Unmount")); n != 0 {
@@ -274,7 +278,9 @@ func TestDvdcliInTrouble(t *testing.T) {
 		fails(t, dvdcli(h, "mount", "plugin/late"), "mount volume plugin/late", "did not answer within")
 		h.PolicyTOML(rules)
 		late := filepath.Join(p.Root, "mnt/late")
+		h.WriteFile(fifo, "go on", 0o600)
 		awaitMount(t, h, late)
+		h.Sh("rm " + fifo + " && touch " + fifo).OK(t) // it holds no more
 		says(t, dvdcli(h, "mount", "plugin/late"), late+"\n")
 		says(t, dvdcli(h, "unmount", "plugin/late"), "")
 		if err := unix.Unmount(late, 0); err == nil {

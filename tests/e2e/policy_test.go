@@ -192,7 +192,11 @@ func TestStaleRecord(t *testing.T) {
 func TestInterrupt(t *testing.T) {
 	harness.Run(t, func(h *harness.Host) {
 		h.AllowAll()
-		p := h.Plugin("plugin", "-bind", "-delay", "Mount:slow=2s")
+		fifo := h.Path("tmp", "fifo")
+		if err := unix.Mkfifo(fifo, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		p := h.Plugin("plugin", "-bind", "-hold", "Mount:slow="+fifo, "-delay", "Mount:slow=2s") // so that a signal comes before its answer
 		n := 0
 		prepare := func() *exec.Cmd {
 			cmd := h.Command(harness.User{UID: harness.PolicyUID, GID: harness.PolicyGID}, h.Bindgate(), "prepare", "-o", "json", "--container", "c",
@@ -211,6 +215,7 @@ func TestInterrupt(t *testing.T) {
 				t.Errorf("status: %+v", d)
 			}
 			cmd.Process.Signal(sig)
+			h.WriteFile(fifo, "go on", 0o600)
 			if cmd.Wait(); cmd.ProcessState.ExitCode() != exit {
 				t.Errorf("%v: %v, want %d", sig, cmd.ProcessState, exit)
 			}
@@ -220,6 +225,7 @@ func TestInterrupt(t *testing.T) {
 		cmd := prepare()
 		cmd.Process.Kill()
 		cmd.Wait()
+		h.WriteFile(fifo, "go on", 0o600)
 		awaitMount(t, h, filepath.Join(p.Root, "mnt/slow"))
 		d := recovered(t, h, 0)
 		wantIDs(t, "rolled back", d.RolledBack, "c")
@@ -236,8 +242,12 @@ func TestDeadlineWithLateMount(t *testing.T) {
 	harness.Run(t, func(h *harness.Host) {
 		h.AllowAll()
 		policyTOML(h, "[driver.plugin.timeouts]\nmount = \"700ms\"\n")
-		p := h.Plugin("plugin", "-bind", "-delay", "Mount:late=3s")
-		e := failed(t, h.Policy("prepare", "-o", "json", "--container", "c", plugin("plugin", "late", "/late"), plugin("plugin", "quick", "/quick")), wire.Timeout)
+		fifo := h.Path("tmp", "fifo")
+		if err := unix.Mkfifo(fifo, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		p, other := h.Plugin("plugin", "-bind", "-hold", "Mount:late="+fifo), h.Plugin("other", "-bind") // which has the time that it takes
+		e := failed(t, h.Policy("prepare", "-o", "json", "--container", "c", plugin("plugin", "late", "/late"), plugin("other", "quick", "/quick")), wire.Timeout)
 		if !strings.Contains(e.Message, "mount volume plugin/late") || !strings.Contains(e.Message, "did not answer within") || e.Stage != "mount" ||
 			len(e.Causes) != 1 || e.Causes[0].Name != "late" || e.Causes[0].ElapsedMS < 700 ||
 			len(e.Undone) != 1 || e.Undone[0].Name != "quick" || !slices.ContainsFunc(e.Left, func(s lifecycle.Step) bool { return s.Name == "late" && s.Stage == "mount" }) {
@@ -246,11 +256,13 @@ func TestDeadlineWithLateMount(t *testing.T) {
 		if r := h.Policy("status", "-o", "json").OK(t); !strings.Contains(r.Stdout, `"containers":[]`) || !strings.Contains(r.Stdout, `"pending":{`) {
 			t.Errorf("%v", r)
 		}
+		h.WriteFile(fifo, "go on", 0o600)
 		awaitMount(t, h, filepath.Join(p.Root, "mnt/late"))
 		if d := recovered(t, h, 0); len(d.Unmounted) != 1 || d.Unmounted[0].Name != "late" {
 			t.Errorf("recover: %+v", d)
 		}
-		wantBalance(t, h, p, 2)
+		wantBalance(t, h, p, 1)
+		wantBalance(t, h, other, 1)
 		wantNothingLeft(t, h)
 	})
 }

@@ -220,9 +220,10 @@ func TestWatch(t *testing.T) {
 		w.hears("STATUS=waiting for the end of 2 containers; .*")
 		w.hears("WATCHDOG=1")
 		w.hears("WATCHDOG=1") // and again, though nothing happens
-		m := w.awaitMetric("bindgate_containers_watched", 2)
+		w.awaitMetric("bindgate_containers_watched", 2)
+		m := w.awaitMetric("bindgate_mounts", 3) // which comes later: it follows a container from before its volumes are attached
 		for name, want := range map[string]float64{`bindgate_info{version="test",owner="default"}`: 1, `bindgate_containers{phase="isolated"}`: 2, `bindgate_containers{phase="cleaning"}`: 0,
-			"bindgate_mounts": 3, "bindgate_volumes": 2, "bindgate_volumes_pending": 0, "bindgate_pending_oldest_timestamp_seconds": 0, "bindgate_orphans": 0,
+			"bindgate_containers_watched": 2, "bindgate_volumes": 2, "bindgate_volumes_pending": 0, "bindgate_pending_oldest_timestamp_seconds": 0, "bindgate_orphans": 0,
 			"bindgate_records_untrusted": 0, `bindgate_cleanups_total{result="ok"}`: 0, `bindgate_recovers_total{result="ok"}`: 1,
 			`bindgate_driver_call_duration_seconds_count{driver="plugin",call="unmount"}`: 1, `bindgate_driver_call_duration_seconds_bucket{driver="plugin",call="unmount",le="+Inf"}`: 1,
 			`bindgate_helper_call_duration_seconds_count{op="sweep"}`: 1} {

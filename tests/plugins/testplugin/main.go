@@ -132,12 +132,12 @@ func (p *plugin) begin(call, name, id string) (unlock func(), err error) {
 	}
 	if d, fifo := p.delay[call+":"+name], p.hold[call+":"+name]; d > 0 || fifo != "" {
 		p.mu.Unlock()
-		time.Sleep(d)
 		if fifo != "" {
 			if _, err := os.ReadFile(fifo); err != nil {
 				log.Fatalf("testplugin: %v", err)
 			}
 		}
+		time.Sleep(d)
 		p.mu.Lock()
 	}
 	if msg, ok := p.fail[call+":"+name]; ok {
