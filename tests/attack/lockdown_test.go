@@ -400,7 +400,7 @@ func TestT05_SignalsTimersAndPipes(t *testing.T) {
 
 		t.Run("timer", func(t *testing.T) {
 			h := h.For(t)
-			const after = 500 * time.Millisecond // longer than a start takes on a machine that is busy
+			const after = 3 * time.Second // longer than a start takes on a machine that is busy; others wait for 25 s meanwhile
 			cmd := callerCommand(t, h, callerPlan{Timer: after})
 			cmd.Stdout = new(bytes.Buffer)
 			rest := callerHeld(t, h, cmd, callerLong(callerAttach(h, c, "data", at)))
