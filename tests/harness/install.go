@@ -174,6 +174,8 @@ func (h *Host) copyFile(from, to string, uid, gid int, mode uint32) {
 // CopyFile copies a file, whose copy is root's, with exactly this mode, in pieces: the first touch of the memory for a whole program costs more than the copy.
 func (h *Host) CopyFile(from, to string, mode uint32) {
 	h.t.Helper()
+	syscall.ForkLock.RLock() // a child that is started meanwhile would have it open for writing until its execve, and nobody could run it (ETXTBSY)
+	defer syscall.ForkLock.RUnlock()
 	in, err := os.Open(from)
 	h.check(err)
 	defer in.Close()
