@@ -237,7 +237,7 @@ func initMain() int {
 
 // stillRunning lists the processes besides init that do not end by themselves now that the test is done. One that was just killed is given the time to.
 func stillRunning() (left []string) {
-	deadline := time.Now().Add(4 * time.Second) // a machine may be busy
+	deadline := time.Now().Add(20 * time.Second) // a machine may be busy, and a container engine cleans up after a container
 	entries, _ := os.ReadDir("/proc")
 	for _, e := range entries {
 		pid, err := strconv.Atoi(e.Name())
