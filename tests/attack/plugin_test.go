@@ -371,7 +371,8 @@ func TestT37_HostilePlugin(t *testing.T) {
 
 		t.Run("hang", func(t *testing.T) {
 			h := h.For(t)
-			h.PolicyTOML(rules + "[driver.evil.timeouts]\nmount = \"500ms\"\nunmount = \"500ms\"\ncall = \"500ms\"\n")
+			limits := rules + "[driver.evil.timeouts]\nmount = \"500ms\"\nunmount = \"500ms\"\n"
+			h.PolicyTOML(limits) // what does not hang has the time that it takes
 			release := make(chan struct{})
 			hang := func(http.ResponseWriter, *http.Request) { <-release }
 			s.answer("Mount", hang)
@@ -395,6 +396,7 @@ func TestT37_HostilePlugin(t *testing.T) {
 			// Others are not held up by it, and Get and Activate may hang too.
 			h.Policy("attach", "--container", "c", "--pid", c.PIDString(), "-v", "other:/other").OK(t)
 			h.Policy("detach", "--container", "c", "--all").OK(t)
+			h.PolicyTOML(limits + "call = \"500ms\"\n")
 			for _, call := range []string{"Get", "Plugin.Activate"} {
 				s.answer(call, hang)
 				// In case it did mount, the volume is let go before it is used again. That hangs as well, if activation does.
@@ -402,10 +404,10 @@ func TestT37_HostilePlugin(t *testing.T) {
 			}
 			close(release)
 			s.answer("", nil)
+			h.PolicyTOML(rules)
 			h.Policy("recover", "-o", "json").OK(t)
 			s.calls("")
 			polNothingLeft(t, h)
-			h.PolicyTOML(rules)
 			polAttach(h, c, "evil").OK(t)
 			h.Policy("detach", "--container", "c", "--all").OK(t)
 			polReleased(t, h, c, s, true)
